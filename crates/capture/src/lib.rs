@@ -1,0 +1,1 @@
+//! Capture of a frozen view into a delta stream.

@@ -1,0 +1,19 @@
+//! The plain facts every part of Lifeboat shares: identifiers, sizes, moments.
+//!
+//! Nothing here does I/O, reads a clock or knows a wire format. A value of one
+//! of these types has already been checked: whoever holds a [`DiskId`] may use it
+//! as a file name, whoever holds a [`DiskSize`] may multiply without overflow.
+
+mod disk;
+mod hex;
+mod id;
+mod lineage;
+mod moment;
+
+pub use disk::{
+    BLOCK_SIZE, DiskId, DiskSize, InvalidDiskId, InvalidDiskSize, MAX_DISK_SIZE, MAX_DISKS,
+    SECTOR_SIZE,
+};
+pub use id::{DeltaId, InvalidId, LineageId, RelationshipId, Sequence, VmId};
+pub use lineage::{Lineage, Receipt};
+pub use moment::{Consistency, Timestamp};

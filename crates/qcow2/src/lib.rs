@@ -1,0 +1,1 @@
+//! The qcow2 images that Lifeboat writes and reads.

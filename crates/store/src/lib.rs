@@ -1,0 +1,1 @@
+//! The replica's store: journal, heads, segments, recovery points.

@@ -1,0 +1,1 @@
+//! The delta stream: encode, decode, verify.

@@ -1,0 +1,1 @@
+//! The edge to the operating system: disk port, recorder, clock, locks.
