@@ -1,1 +1,72 @@
-fn main() {}
+//! Checks, tests and fuzzing of the project itself: `cargo xtask --help`.
+//!
+//! Everything here runs on a developer's machine exactly as it runs in CI.
+//! Nothing here is part of the product, and no crate depends on it.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "how long a step took is what this program reports; no rule of the product depends on it"
+)]
+
+mod ci;
+mod fuzz;
+mod process;
+mod setup;
+mod tidy;
+mod volume;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::volume::TestVolume;
+use crate::workspace::Workspace;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Checks, tests and fuzzing of the project itself"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what the tests need and mount the file system they use
+    Setup,
+    /// Unmount the file system that setup mounted (before `target` is deleted)
+    Unmount,
+    /// Set up, then run every check and every test: what CI runs
+    #[command(alias = "ci")]
+    Test,
+    /// Check crate arrows, file sizes, forbidden words, decision records, links and generated references
+    Tidy,
+    /// Run fuzz targets
+    Fuzz(fuzz::Arguments),
+}
+
+fn main() -> Result<()> {
+    let task = Arguments::parse().task;
+    let workspace = Workspace::load()?;
+    match task {
+        Task::Setup => setup_by_hand(&workspace),
+        Task::Unmount => TestVolume::unmount(&workspace),
+        Task::Test => ci::run(&workspace),
+        Task::Tidy => tidy::run(&workspace),
+        Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+    }
+}
+
+fn setup_by_hand(workspace: &Workspace) -> Result<()> {
+    setup::install_missing()?;
+    let mounted = TestVolume::mount(workspace)?.keep();
+    println!(
+        "setup: ready; for tests started by hand: export {}={}",
+        volume::VARIABLE,
+        mounted.display()
+    );
+    Ok(())
+}
