@@ -5,7 +5,7 @@
 //! last line.
 
 use std::io::{self, BufRead, BufReader, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -21,18 +21,21 @@ const ADVISORY_PATIENCE: &str = "60";
 
 const WITHOUT_ADVISORIES: &str = "NOT CHECKED: the advisory database cannot be fetched here";
 
-/// Runs all steps and reports them.
-pub fn run(workspace: &Workspace) -> Result<()> {
+/// Runs all steps and reports them, what went wrong included.
+pub fn run(workspace: &Workspace) -> ExitCode {
     let mut report = Report::default();
     let result = run_steps(workspace, &mut report);
     println!("\n{}", report.table());
     if let Err(error) = &result {
-        println!("failed: {error:#}");
+        println!("\nerror: {error:#}");
     }
     if let Some(summary) = &report.test_summary {
-        println!("{summary}");
+        println!("\n{summary}");
     }
-    result
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 fn run_steps(workspace: &Workspace, report: &mut Report) -> Result<()> {
@@ -67,15 +70,15 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
         let scope = ["clippy", "--workspace", "--all-targets", "--locked"];
         process::run(cargo(&scope).args(["--", "-D", "warnings"]))
     })?;
-    let summary = &mut report.test_summary.take();
+    let mut summary = None;
     let tested = report.step("tests", || {
         let arguments = ["nextest", "run", "--workspace", "--locked", "--profile=ci"];
         run_tests(
             cargo(&arguments).env(volume::VARIABLE, volume.path()),
-            summary,
+            &mut summary,
         )
     });
-    report.test_summary = summary.take();
+    report.test_summary = summary;
     tested?;
     report.step("doc tests", || {
         let arguments = ["test", "--doc", "--workspace", "--locked", "--quiet"];

@@ -16,6 +16,8 @@ mod tidy;
 mod volume;
 mod workspace;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -48,16 +50,27 @@ enum Task {
     Fuzz(fuzz::Arguments),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let task = Arguments::parse().task;
+    match run(&task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     match task {
-        Task::Setup => setup_by_hand(&workspace),
-        Task::Unmount => TestVolume::unmount(&workspace),
-        Task::Test => ci::run(&workspace),
-        Task::Tidy => tidy::run(&workspace),
-        Task::Fuzz(arguments) => fuzz::run(&workspace, &arguments),
+        Task::Setup => setup_by_hand(&workspace)?,
+        Task::Unmount => TestVolume::unmount(&workspace)?,
+        Task::Test => return Ok(ci::run(&workspace)),
+        Task::Tidy => tidy::run(&workspace)?,
+        Task::Fuzz(arguments) => fuzz::run(&workspace, arguments)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn setup_by_hand(workspace: &Workspace) -> Result<()> {

@@ -51,7 +51,7 @@ const CARGO_TOOLS: [CargoTool; 2] = [
         subcommand: "nextest",
         version: "0.9.143",
         purpose: "runs the tests",
-        build_time: "about three minutes",
+        build_time: "about four minutes",
     },
     CargoTool {
         subcommand: "deny",
