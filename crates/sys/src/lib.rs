@@ -1,1 +1,13 @@
-//! The edge to the operating system: disk port, recorder, clock, locks.
+//! The edge to the operating system.
+//!
+//! Everything that the rest of Lifeboat asks of the kernel passes here: files and
+//! folders ([`disk`]), time ([`clock`]), randomness and the identity of this boot
+//! ([`host`]). The only `unsafe` code of the project is in this crate, in the private
+//! module `raw`.
+//!
+//! Knows nothing of replication, NBD or image formats.
+
+pub mod clock;
+pub mod disk;
+pub mod host;
+mod raw;
