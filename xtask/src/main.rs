@@ -75,7 +75,7 @@ fn run(task: &Task) -> Result<ExitCode> {
 
 fn setup_by_hand(workspace: &Workspace) -> Result<()> {
     setup::install_missing()?;
-    let mounted = TestVolume::mount(workspace)?.keep();
+    let mounted = TestVolume::mount(workspace)?.keep()?;
     println!(
         "setup: ready; for tests started by hand: export {}={}",
         volume::VARIABLE,

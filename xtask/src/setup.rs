@@ -37,6 +37,10 @@ const STORAGE_DAEMON: (&str, &str) = (
     "exports disks with dirty bitmaps, as a running QEMU does",
 );
 
+/// Another run of apt may hold its lock for minutes, as it does on a machine
+/// that has just started.
+const LOCK_PATIENCE: &str = "DPkg::Lock::Timeout=300";
+
 /// A tool that cargo runs as a subcommand.
 struct CargoTool {
     subcommand: &'static str,
@@ -104,7 +108,9 @@ fn install_programs(missing: &[(&str, &str)]) -> Result<()> {
             packages.join(" ")
         );
     }
-    apt_get(&["update", "--quiet"])?;
+    if let Err(error) = apt_get(&["update", "--quiet"]) {
+        eprintln!("warning: {error:#}; going on with the package lists that are here");
+    }
     let mut install = vec![
         "install",
         "--quiet",
@@ -131,6 +137,7 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     let mut command = process::as_root("env")?;
     command
         .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
+        .args(["--option", LOCK_PATIENCE])
         .args(arguments);
     process::run(&mut command)
 }

@@ -5,11 +5,13 @@
 //! can, so a machine on which this mount is impossible cannot run the tests:
 //! that is an error, never a skipped test.
 //!
-//! Two runs may use the mount at once. Each holds a shared lock on
-//! `xfs.users`; the run that mounted unmounts only if it is the last. A mount
-//! made by `cargo xtask setup` stays until `cargo xtask unmount`.
+//! Several runs may use the mount at once. Each holds a shared lock on
+//! `xfs.users`, and the last one unmounts, so that what a killed run left is
+//! gone after the next. What `cargo xtask setup` mounted is marked by
+//! `xfs.kept` and stays until `cargo xtask unmount`.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -32,13 +34,6 @@ pub struct TestVolume {
     place: Place,
     /// Locked shared; never read or written.
     users: File,
-    origin: Origin,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Found,
-    MountedHere,
 }
 
 /// The files of the volume below `target/xtask`.
@@ -64,6 +59,10 @@ impl Place {
 
     fn image(&self) -> PathBuf {
         self.directory.join("xfs.img")
+    }
+
+    fn mark_of_kept(&self) -> PathBuf {
+        self.directory.join("xfs.kept")
     }
 
     fn lock_file(&self, name: &str) -> Result<File> {
@@ -102,22 +101,15 @@ impl TestVolume {
     pub fn mount(workspace: &Workspace) -> Result<Self> {
         let place = Place::new(workspace)?;
         let _changing = place.lock_changes()?;
-        let origin = if place.is_mounted()? {
-            Origin::Found
-        } else {
+        if !place.is_mounted()? {
             make_image(&place.image())?;
             mount_image(&place)?;
-            Origin::MountedHere
-        };
+        }
         let users = place.lock_file("xfs.users")?;
         users
             .lock_shared()
             .context("lock the test file system for use")?;
-        Ok(Self {
-            place,
-            users,
-            origin,
-        })
+        Ok(Self { place, users })
     }
 
     /// Where it is mounted: an absolute path.
@@ -125,19 +117,18 @@ impl TestVolume {
         self.place.mount_point()
     }
 
-    /// Leaves it mounted, and returns where.
-    pub fn keep(self) -> PathBuf {
-        self.path()
+    /// Leaves it mounted until it is unmounted by hand, and returns where.
+    pub fn keep(self) -> Result<PathBuf> {
+        let mark = self.place.mark_of_kept();
+        File::create(&mark).with_context(|| format!("create {}", mark.display()))?;
+        Ok(self.path())
     }
 
-    /// Unmounts it if this run mounted it and nobody else has come to use it.
+    /// Unmounts it, unless somebody else uses it or it is to be kept.
     pub fn release(self) -> Result<()> {
-        if self.origin == Origin::Found {
-            return Ok(());
-        }
         let _changing = self.place.lock_changes()?;
         self.users.unlock().context("unlock the test file system")?;
-        if self.users.try_lock().is_err() {
+        if self.place.mark_of_kept().exists() || self.users.try_lock().is_err() {
             return Ok(());
         }
         unmount_at(&self.place.mount_point())
@@ -151,11 +142,16 @@ impl TestVolume {
         if users.try_lock().is_err() {
             bail!("unmount the test file system: tests are running on it; stop them first");
         }
-        if !place.is_mounted()? {
-            println!("unmount: {} is not mounted", place.mount_point().display());
-            return Ok(());
+        if place.is_mounted()? {
+            unmount_at(&place.mount_point())?;
         }
-        unmount_at(&place.mount_point())
+        let mark = place.mark_of_kept();
+        match fs::remove_file(&mark) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", mark.display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -202,27 +198,41 @@ fn mount_image(place: &Place) -> Result<()> {
     // Tests run as whoever started them, not as the root that mounted it.
     let mut chmod = process::as_root("chmod")?;
     process::run(chmod.arg("1777").arg(&point))?;
-    prove_writable(&point)
+    prove_sharing(&point)
 }
 
-/// The mount is there only if what is written below it is on another device.
-fn prove_writable(point: &Path) -> Result<()> {
+/// Two files below `point` can share blocks, and `point` is not just a
+/// directory of the file system around it.
+fn prove_sharing(point: &Path) -> Result<()> {
     let device = |path: &Path| {
         fs::metadata(path)
             .map(|found| found.dev())
             .with_context(|| format!("look at {}", path.display()))
     };
-    let probe = point.join(".probe");
-    fs::write(&probe, b"probe").with_context(|| format!("write {}", probe.display()))?;
-    let (inside, outside) = (device(&probe)?, device(point.parent().unwrap_or(point))?);
-    fs::remove_file(&probe).with_context(|| format!("remove {}", probe.display()))?;
-    if inside == outside {
+    if device(point)? == device(point.parent().unwrap_or(point))? {
         bail!(
             "mount an XFS file system at {}: mount succeeded, but the directory is still on the file system around it",
             point.display()
         );
     }
-    Ok(())
+    let (original, copy) = (point.join(".probe"), point.join(".probe.copy"));
+    fs::write(&original, [b'p'; 4096]).with_context(|| format!("write {}", original.display()))?;
+    let shared = process::run(
+        Command::new("cp")
+            .arg("--reflink=always")
+            .args([&original, &copy]),
+    );
+    for probe in [&original, &copy] {
+        if probe.exists() {
+            fs::remove_file(probe).with_context(|| format!("remove {}", probe.display()))?;
+        }
+    }
+    shared.with_context(|| {
+        format!(
+            "share blocks between files at {}: unmount it and delete its image, which is made anew then",
+            point.display()
+        )
+    })
 }
 
 fn unmount_at(point: &Path) -> Result<()> {
@@ -301,16 +311,71 @@ mod tests {
         assert_eq!(unescape_octal(b"\\777"), b"\\777");
     }
 
+    /// A workspace of which only the target directory exists; it goes with
+    /// the value.
+    struct Scratch(Workspace);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let root = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
+            let target = root.join("target");
+            fs::create_dir_all(&target).unwrap();
+            Self(Workspace {
+                root,
+                target,
+                crates: Vec::new(),
+            })
+        }
+
+        fn is_mounted(&self) -> bool {
+            Place::new(&self.0).unwrap().is_mounted().unwrap()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            // A failed test may have left it mounted; what is below it is
+            // deleted only once it is not.
+            if TestVolume::unmount(&self.0).is_ok() {
+                let _ = fs::remove_dir_all(&self.0.root);
+            }
+        }
+    }
+
     #[test]
     fn a_directory_that_is_no_mount_is_noticed() {
-        let directory = std::env::temp_dir().join(format!("xtask-volume-{}", std::process::id()));
-        let point = directory.join("xfs");
-        fs::create_dir_all(&point).unwrap();
-        let said = prove_writable(&point).unwrap_err().to_string();
-        fs::remove_dir_all(&directory).unwrap();
+        let scratch = Scratch::new("no-mount");
+        let said = prove_sharing(&scratch.0.target).unwrap_err().to_string();
         assert!(
             said.contains("still on the file system around it"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn the_last_user_unmounts() {
+        let scratch = Scratch::new("last-user");
+        let first = TestVolume::mount(&scratch.0).unwrap();
+        let second = TestVolume::mount(&scratch.0).unwrap();
+        assert!(prove_sharing(&first.path()).is_ok());
+        first.release().unwrap();
+        assert!(scratch.is_mounted(), "the second user lost it");
+        let said = TestVolume::unmount(&scratch.0).unwrap_err().to_string();
+        assert!(said.contains("tests are running on it"), "{said}");
+        second.release().unwrap();
+        assert!(!scratch.is_mounted());
+    }
+
+    #[test]
+    fn what_is_kept_stays_with_its_files_until_it_is_unmounted() {
+        let scratch = Scratch::new("kept");
+        let point = TestVolume::mount(&scratch.0).unwrap().keep().unwrap();
+        fs::write(point.join("file"), b"content").unwrap();
+        TestVolume::mount(&scratch.0).unwrap().release().unwrap();
+        assert_eq!(fs::read(point.join("file")).unwrap(), b"content");
+        TestVolume::unmount(&scratch.0).unwrap();
+        assert!(!scratch.is_mounted());
+        TestVolume::mount(&scratch.0).unwrap().release().unwrap();
+        assert!(!scratch.is_mounted(), "the mark of what is kept was left");
     }
 }
