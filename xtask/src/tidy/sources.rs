@@ -31,8 +31,14 @@ const FORBIDDEN_MACROS: [&str; 3] = ["dbg", "todo", "unimplemented"];
 /// together here so that this file does not contain them.
 const MACHINE_PATHS: [&str; 2] = [concat!("/wo", "rk/"), concat!("/tmp/bash", "_jobs")];
 
-/// Directories that hold no sources, at any depth.
-const NO_SOURCES: [&str; 4] = [".git", "target", "corpus", "artifacts"];
+/// Directories of the tree that hold what was built or found, not written.
+const NO_SOURCES: [&str; 5] = [
+    ".git",
+    "target",
+    "fuzz/target",
+    "fuzz/corpus",
+    "fuzz/artifacts",
+];
 
 /// Larger files are data.
 const LARGEST_TEXT: u64 = 1 << 20;
@@ -46,17 +52,18 @@ pub fn read_tree(root: &Path) -> Result<Vec<SourceFile>> {
             fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
         for entry in entries {
             let entry = entry.with_context(|| format!("list {}", directory.display()))?;
+            let path = entry.path();
+            let below = path.strip_prefix(root).unwrap_or(&path);
             let kind = entry
                 .file_type()
-                .with_context(|| format!("look at {}", entry.path().display()))?;
-            if kind.is_dir() && !NO_SOURCES.iter().any(|name| entry.file_name() == *name) {
-                directories.push(entry.path());
-            } else if kind.is_file()
-                && let Some(text) = read_text(&entry.path())?
+                .with_context(|| format!("look at {}", path.display()))?;
+            if kind.is_file()
+                && let Some(text) = read_text(&path)?
             {
-                let path = entry.path();
-                let path = path.strip_prefix(root).unwrap_or(&path).to_owned();
+                let path = below.to_owned();
                 files.push(SourceFile { path, text });
+            } else if kind.is_dir() && !NO_SOURCES.iter().any(|none| below == Path::new(none)) {
+                directories.push(path);
             }
         }
     }
@@ -274,7 +281,8 @@ mod tests {
         for (path, bytes) in [
             ("a/b.rs", b"text".as_slice()),
             (".ci/run", b"text"),
-            ("a/target/c.rs", b"built"),
+            ("a/target/c.rs", b"text"),
+            ("target/c.rs", b"built"),
             (".git/d", b"history"),
             ("fuzz/corpus/t/e", b"input"),
             ("data.bin", b"\xff\xfe"),
@@ -289,6 +297,6 @@ mod tests {
             .iter()
             .map(|file| file.path.to_str().unwrap())
             .collect();
-        assert_eq!(paths, [".ci/run", "a/b.rs"]);
+        assert_eq!(paths, [".ci/run", "a/b.rs", "a/target/c.rs"]);
     }
 }
