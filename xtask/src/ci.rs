@@ -70,6 +70,16 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
         let scope = ["clippy", "--workspace", "--all-targets", "--locked"];
         process::run(cargo(&scope).args(["--", "-D", "warnings"]))
     })?;
+    report.step("documentation", || {
+        let arguments = [
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--locked",
+            "--document-private-items",
+        ];
+        process::run(cargo(&arguments).env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
     let mut summary = None;
     let tested = report.step("tests", || {
         let arguments = ["nextest", "run", "--workspace", "--locked", "--profile=ci"];
@@ -83,16 +93,6 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
     report.step("doc tests", || {
         let arguments = ["test", "--doc", "--workspace", "--locked", "--quiet"];
         process::run(cargo(&arguments).env(volume::VARIABLE, volume.path()))
-    })?;
-    report.step("documentation", || {
-        let arguments = [
-            "doc",
-            "--workspace",
-            "--no-deps",
-            "--locked",
-            "--document-private-items",
-        ];
-        process::run(cargo(&arguments).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     report.step("references", || tidy::check_references(workspace))
 }
