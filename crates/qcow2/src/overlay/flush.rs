@@ -78,17 +78,20 @@ impl Overlay {
     }
 
     fn write_batches(&self, counts: &Batch, l2: &Batch) -> Result<(), FlushError> {
-        // Nothing points to new refcount blocks yet; each counts itself.
-        self.write_pieces(&counts.fresh)?;
-        self.sync("sync data")?;
-        if counts.is_empty() && l2.is_empty() {
-            return Ok(());
+        if !counts.fresh.is_empty() {
+            // Each new refcount block counts itself; it must be there before it is pointed to.
+            self.write_pieces(&counts.fresh)?;
+            self.sync("sync new refcount blocks")?;
         }
-        // Clusters are counted before they are pointed to: in between they are leaks.
+        // Nothing points to new data and new L2 tables yet; they are counted before
+        // something does. In between they are leaks.
         self.write_pieces(&counts.old)?;
         self.write_pieces(&counts.pointers)?;
         self.write_pieces(&l2.fresh)?;
-        self.sync("sync reference counts and new L2 tables")?;
+        self.sync("sync data, reference counts and new L2 tables")?;
+        if l2.is_empty() {
+            return Ok(());
+        }
         self.write_pieces(&l2.old)?;
         self.write_pieces(&l2.pointers)?;
         self.sync("sync L2 and L1 entries")

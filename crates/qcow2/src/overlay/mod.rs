@@ -5,7 +5,7 @@
 //! [`create_overlay`](crate::create_overlay) makes and QEMU keeps.
 //!
 //! A write goes to its place in the file at once, its mapping stays in memory until
-//! [`Overlay::flush`]. That makes durable, in this order: data and new refcount blocks;
+//! [`Overlay::flush`]. That makes durable, in this order: new refcount blocks, if any; data,
 //! reference counts and new L2 tables; the entries that point to them. A power loss between
 //! any two leaves a right image, at worst with clusters that are counted and not used,
 //! which `qemu-img check` calls leaks.
