@@ -1,1 +1,47 @@
-//! The replica's store: journal, heads, segments, recovery points.
+//! The replica's store: one folder that holds a VM's replica and its recovery points.
+//!
+//! Promises
+//! - A delta for which [`Store::receive`] gave a receipt is never lost and can be applied.
+//! - Applying is all or nothing over all disks, whatever crashes when.
+//! - Every recovery point reads byte for byte as the VM was at its moment, also while
+//!   later deltas are being applied.
+//! - [`Store::commit`] has one point of no return; from then on it always completes.
+//!
+//! Does not know hosts, networks, schedules or policy: who calls decides when a point is
+//! due and which one may go. One process owns a store at a time.
+//!
+//! The only commit point is the journal (`journal.rs`); everything else is written before
+//! the record that speaks of it. Opening a store always runs the same recovery, after a
+//! crash or not. The file formats are described in `docs/store.md`.
+
+mod apply;
+mod boundary;
+mod commit;
+mod damage;
+mod digest;
+mod error;
+mod failover;
+mod files;
+mod image;
+mod index;
+mod journal;
+mod layout;
+mod reader;
+mod receive;
+mod record;
+mod recover;
+mod segment;
+mod slice;
+mod spool;
+mod store;
+mod verify;
+
+pub use boundary::Pin;
+pub use commit::Committed;
+pub use damage::Damage;
+pub use error::{Refused, StoreError};
+pub use failover::{FailoverDisk, FailoverTarget, StartedFailover};
+pub use reader::{PointReader, RangeKind};
+pub use receive::Received;
+pub use store::{AppliedDelta, DiskStatus, NewStore, Pending, Point, Role, Status, Store};
+pub use verify::{Finding, Verification};

@@ -49,9 +49,22 @@ pub fn copy_verified<R: Read, W: Write>(
     writer: W,
     limits: &Limits,
 ) -> Result<Summary, CopyError> {
+    let decoder = Decoder::new(reader, limits).map_err(|source| CopyError::Decode { source })?;
+    copy_rest(decoder, writer)
+}
+
+/// As [`copy_verified`], for a stream whose header and manifest the caller has already
+/// looked at. No frame may have been read yet.
+///
+/// # Errors
+///
+/// The input is refused, or the output cannot be written.
+pub fn copy_rest<R: Read, W: Write>(
+    mut decoder: Decoder<R>,
+    writer: W,
+) -> Result<Summary, CopyError> {
     let decoding = |source| CopyError::Decode { source };
     let writing = |source| CopyError::Write { source };
-    let mut decoder = Decoder::new(reader, limits).map_err(decoding)?;
     let mut output = Output {
         writer,
         pending: Vec::with_capacity(WRITE_LEN),

@@ -26,7 +26,7 @@ mod rules;
 mod scan;
 mod zero;
 
-pub use copy::{CopyError, Summary, copy_verified, verify};
+pub use copy::{CopyError, Summary, copy_rest, copy_verified, verify};
 pub use decode::{Decoder, Frame};
 pub use encode::{Compression, EncodeError, Encoder, Layout, Options};
 pub use footer::Footer;

@@ -1,0 +1,421 @@
+//! Applying a delta: preimages, journal, heads, journal.
+//!
+//! The order of writes, in which any two may have a crash between them:
+//! 1. every digest of the delta is verified; nothing is journaled;
+//! 2. preimages of what no segment holds yet go to the open segment, data then index, synced;
+//! 3. `Preimages` is journaled, and the preimages become visible to readers: only forward now;
+//! 4. the heads are written and synced;
+//! 5. `Applied` is journaled: this one record publishes all disks;
+//! 6. the spooled delta goes.
+//!
+//! A large delta does 2 to 4 slice by slice, with the heads synced at the end.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lifeboat_model::{BLOCK_SIZE, DiskSize};
+use lifeboat_stream::{Encoding, Ending, Limits, PayloadDecoder, PayloadRef};
+use lifeboat_sys::disk::{Access, Cloned, DiskFile};
+
+use crate::damage::Damage;
+use crate::error::{IoContext, StoreError};
+use crate::files::{self, FileReader};
+use crate::image::Image;
+use crate::record::Record;
+use crate::slice::{Change, Content, Slices};
+use crate::spool::{self, ScanError, SpooledDelta};
+use crate::store::{AppliedDelta, Store};
+
+/// After so many bytes written to a head the kernel is told to begin with them.
+const WRITEBACK_BYTES: u64 = 16 << 20;
+
+impl Store {
+    /// Applies the oldest delta of the spool, or answers `None` when there is none.
+    ///
+    /// All disks change together or not at all, whatever crashes when. `progress` is told
+    /// how many bytes of the disks are done, from time to time.
+    ///
+    /// # Errors
+    /// Refused unless the store is a replica. After any other error the store has to be
+    /// opened again; the delta then still stands in the spool, or is half applied and will
+    /// be completed by the next call.
+    pub fn apply_next(
+        &mut self,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Option<AppliedDelta>, StoreError> {
+        self.refuse_unless_replica()?;
+        self.change(|store| {
+            let Some(delta) = store.spool.first().cloned() else {
+                return match store.state.applying {
+                    Some(applying) => {
+                        let path = store
+                            .layout
+                            .delta(&store.state.lineage.id, applying.sequence);
+                        Err(StoreError::Damaged {
+                            path,
+                            damage: Damage::Missing,
+                        })
+                    }
+                    None => Ok(None),
+                };
+            };
+            let changed_bytes = store.apply(&delta, progress)?;
+            let moment = delta.moment;
+            Ok(Some(AppliedDelta {
+                sequence: moment.sequence,
+                delta: moment.id,
+                captured_at: moment.captured_at,
+                changed_bytes,
+            }))
+        })
+    }
+
+    /// Completes a delta that is half applied.
+    pub(crate) fn complete_apply(&mut self) -> Result<(), StoreError> {
+        match (self.state.applying, self.spool.first().cloned()) {
+            (None, _) => Ok(()),
+            (Some(applying), Some(delta)) if delta.moment.sequence == applying.sequence => {
+                self.apply(&delta, &mut |_| {}).map(|_| ())
+            }
+            (Some(applying), _) => {
+                let path = self.layout.delta(&self.state.lineage.id, applying.sequence);
+                Err(StoreError::Damaged {
+                    path,
+                    damage: Damage::Missing,
+                })
+            }
+        }
+    }
+
+    fn apply(
+        &mut self,
+        delta: &SpooledDelta,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<u64, StoreError> {
+        let moment = delta.moment;
+        let path = self.layout.delta(&self.state.lineage.id, moment.sequence);
+        let file = self
+            .disk
+            .open(&path, Access::ReadOnly)
+            .context("open", &path)?;
+        let at_spool = |error: ScanError| error.at(&path);
+        let disks = self.disks_of(delta);
+        let sizes = self.sizes_of(delta);
+        let begun_to = self.state.applying.map(|applying| applying.slice);
+        if begun_to.is_none() {
+            self.ready_segments(moment.captured_at)?;
+        }
+
+        let mut slices = Slices::of(spool::open_scan(&file).map_err(at_spool)?);
+        let decode = |error| at_spool(ScanError::Decode(error));
+        let mut next = slices.next_slice().map_err(decode)?;
+        let mut after = if next.is_some() {
+            slices.next_slice().map_err(decode)?
+        } else {
+            None
+        };
+        if after.is_some() {
+            // The first slice must not be written before the last one is known to be intact.
+            let limits = Limits {
+                stream_bytes: delta.bytes,
+                ending: Ending::EndOfInput,
+            };
+            let reader = FileReader::new(Arc::clone(&file)).context("read", &path)?;
+            lifeboat_stream::verify(reader, &limits).map_err(decode)?;
+        }
+        self.release_reserve(delta)?;
+
+        let mut source = Payloads::new(Arc::clone(&file)).map_err(at_spool)?;
+        let mut changed = 0;
+        let mut number = 0;
+        loop {
+            let mut slice = next.unwrap_or_default();
+            for change in &mut slice {
+                change.disk = disks[change.disk];
+            }
+            source.load(&slice).map_err(at_spool)?;
+            if begun_to.is_none_or(|begun| number > begun) {
+                let resized = if number == 0 {
+                    Some(sizes.as_slice())
+                } else {
+                    None
+                };
+                self.save_preimages(&slice, resized)?;
+                let lengths = self
+                    .images
+                    .iter()
+                    .map(|image| image.writer.as_ref().map(|writer| writer.lengths()));
+                let lengths: Option<Vec<_>> = lengths.collect();
+                self.save(&Record::Preimages {
+                    sequence: moment.sequence,
+                    id: moment.id,
+                    slice: number,
+                    lengths,
+                })?;
+                for image in &mut self.images {
+                    image.writer.iter_mut().for_each(|writer| writer.publish());
+                }
+            }
+            if number == 0 {
+                self.resize_heads(&sizes)?;
+            }
+            self.write_heads(&slice, &sizes, &mut source)?;
+            changed += slice.iter().map(|change| change.len).sum::<u64>();
+            progress(changed);
+            number += 1;
+            match after {
+                None => break,
+                Some(slice) => {
+                    next = Some(slice);
+                    after = slices.next_slice().map_err(decode)?;
+                }
+            }
+        }
+        for image in &self.images {
+            let path = self.layout.head(&image.id);
+            image.chain.head.sync().context("sync", &path)?;
+            image.digests.sync().context("sync", &path)?;
+        }
+        self.save(&Record::Applied { moment, sizes })?;
+        self.spool.remove(0);
+        files::remove(self.disk.as_ref(), &path)?;
+        Ok(changed)
+    }
+
+    /// For each disk of the delta, its place in the store.
+    fn disks_of(&self, delta: &SpooledDelta) -> Vec<usize> {
+        let place = |disk: &lifeboat_stream::Disk| self.disk_index(&disk.id);
+        let places: Result<Vec<_>, _> = delta.manifest.disks().iter().map(place).collect();
+        places.expect("BUG: a received delta carries the store's disks")
+    }
+
+    /// The sizes that the store's disks have in the delta.
+    fn sizes_of(&self, delta: &SpooledDelta) -> Vec<DiskSize> {
+        let mut sizes: Vec<DiskSize> = self.state.disks.iter().map(|disk| disk.size).collect();
+        for (place, disk) in self.disks_of(delta).into_iter().zip(delta.manifest.disks()) {
+            sizes[place] = disk.size;
+        }
+        sizes
+    }
+
+    /// Lets preimages and heads have the space that was kept for this delta.
+    fn release_reserve(&mut self, delta: &SpooledDelta) -> Result<(), StoreError> {
+        let rest = self.reserve.held().saturating_sub(delta.need);
+        let path = self.layout.reserve();
+        self.reserve.hold(rest).context("release", &path)
+    }
+
+    /// Saves and syncs what the slice will overwrite and a smaller size will cut off.
+    fn save_preimages(
+        &mut self,
+        slice: &[Change],
+        resized: Option<&[DiskSize]>,
+    ) -> Result<(), StoreError> {
+        let Some(segment) = self.state.open_segment().cloned() else {
+            return Ok(());
+        };
+        for (at, image) in self.images.iter_mut().enumerate() {
+            let path = self.layout.open_segment(&image.id, segment.number);
+            let mut blocks = touched_blocks(slice.iter().filter(|change| change.disk == at));
+            let old = self.state.disks[at].size;
+            if let Some(new) = resized.map(|sizes| sizes[at])
+                && new < old
+            {
+                push_merged(&mut blocks, new.bytes() / BLOCK_SIZE..old.blocks());
+            }
+            let Image {
+                chain,
+                writer,
+                digests,
+                ..
+            } = image;
+            let writer = writer.as_mut().expect("BUG: an open segment has a writer");
+            let end = segment.disks[at].size.blocks();
+            writer
+                .save(&chain.head, digests, &blocks, end)
+                .context("save preimages in", &path)?;
+            writer.sync().context("sync", &path)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the heads their new lengths.
+    fn resize_heads(&self, sizes: &[DiskSize]) -> Result<(), StoreError> {
+        for ((image, disk), size) in self.images.iter().zip(&self.state.disks).zip(sizes) {
+            let path = self.layout.head(&image.id);
+            if image.chain.head.len().context("measure", &path)? != size.bytes() {
+                image
+                    .chain
+                    .head
+                    .set_len(size.bytes())
+                    .context("resize", &path)?;
+            }
+            if disk.size != *size {
+                image
+                    .digests
+                    .resized(disk.size.bytes(), size.bytes())
+                    .context("forget digests of", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_heads(
+        &self,
+        slice: &[Change],
+        sizes: &[DiskSize],
+        source: &mut Payloads,
+    ) -> Result<(), StoreError> {
+        let spool_path = self.layout.spool();
+        let mut unwritten = 0;
+        for change in slice {
+            let image = &self.images[change.disk];
+            let path = self.layout.head(&image.id);
+            let (offset, len) = (change.offset, change.len);
+            match change.content {
+                Content::Zero => {
+                    image
+                        .chain
+                        .head
+                        .punch(offset, len)
+                        .context("punch", &path)?;
+                    image
+                        .digests
+                        .forget(offset..offset + len)
+                        .context("forget digests of", &path)?;
+                }
+                Content::Data(payload) => {
+                    let bytes = source
+                        .bytes(&payload)
+                        .map_err(|error| error.at(&spool_path))?;
+                    image
+                        .digests
+                        .written(offset, bytes, sizes[change.disk].bytes())
+                        .context("note digests of", &path)?;
+                    if !source
+                        .share(&payload, image.chain.head.as_ref(), offset)
+                        .context("share with", &path)?
+                    {
+                        let bytes = source
+                            .bytes(&payload)
+                            .map_err(|error| error.at(&spool_path))?;
+                        image
+                            .chain
+                            .head
+                            .write_at(bytes, offset)
+                            .context("write", &path)?;
+                    }
+                }
+            }
+            unwritten += len;
+            if unwritten >= WRITEBACK_BYTES {
+                image.chain.head.start_writeback(0, 0);
+                unwritten = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The blocks that changes (ascending, of one disk) touch.
+fn touched_blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Range<u64>> {
+    let mut blocks = Vec::new();
+    for change in changes {
+        push_merged(
+            &mut blocks,
+            change.offset / BLOCK_SIZE..(change.offset + change.len).div_ceil(BLOCK_SIZE),
+        );
+    }
+    blocks
+}
+
+/// Appends a range that begins no earlier than the last one did.
+fn push_merged(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+        _ => ranges.push(range),
+    }
+}
+
+/// The plain bytes of one slice, verified.
+struct Payloads {
+    file: Arc<dyn DiskFile>,
+    decoder: PayloadDecoder,
+    /// Plain bytes of the slice, and where each payload's begin, by position in the stream.
+    plain: Vec<u8>,
+    starts: std::collections::HashMap<u64, usize>,
+    stored: Vec<u8>,
+    shares: bool,
+}
+
+impl Payloads {
+    fn new(file: Arc<dyn DiskFile>) -> Result<Self, ScanError> {
+        let decoder =
+            PayloadDecoder::new().map_err(|error| std::io::Error::other(error.to_string()))?;
+        let starts = std::collections::HashMap::new();
+        Ok(Self {
+            file,
+            decoder,
+            plain: Vec::new(),
+            starts,
+            stored: Vec::new(),
+            shares: true,
+        })
+    }
+
+    /// Reads and verifies every payload of a slice.
+    fn load(&mut self, slice: &[Change]) -> Result<(), ScanError> {
+        self.plain.clear();
+        self.starts.clear();
+        for change in slice {
+            let Content::Data(payload) = change.content else {
+                continue;
+            };
+            self.stored.resize(payload.stored_len as usize, 0);
+            self.file.read_at(&mut self.stored, payload.position)?;
+            let plain = self
+                .decoder
+                .decode(&payload, &self.stored)
+                .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+            self.starts.insert(payload.position, self.plain.len());
+            self.plain.extend_from_slice(plain);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, payload: &PayloadRef) -> Result<&[u8], ScanError> {
+        let start = *self
+            .starts
+            .get(&payload.position)
+            .expect("BUG: the payload's slice was loaded");
+        Ok(&self.plain[start..start + payload.plain_len as usize])
+    }
+
+    /// Shares a payload with the head where both lie so that the file system can.
+    fn share(
+        &mut self,
+        payload: &PayloadRef,
+        head: &dyn DiskFile,
+        offset: u64,
+    ) -> std::io::Result<bool> {
+        let aligned = matches!(payload.encoding, Encoding::RawAligned | Encoding::Raw)
+            && payload.is_shareable();
+        let whole_blocks = offset.is_multiple_of(BLOCK_SIZE)
+            && u64::from(payload.plain_len).is_multiple_of(BLOCK_SIZE);
+        if !self.shares || !aligned || !whole_blocks {
+            return Ok(false);
+        }
+        match head.clone_range(
+            self.file.as_ref(),
+            payload.position,
+            u64::from(payload.plain_len),
+            offset,
+        )? {
+            Cloned::Shared => Ok(true),
+            Cloned::Unsupported => {
+                self.shares = false;
+                Ok(false)
+            }
+        }
+    }
+}

@@ -1,0 +1,646 @@
+//! Boundaries between segments: opened, made recovery points, sealed, dropped, merged.
+//!
+//! A boundary is needed while something refers to it: a recovery point, a reader, a
+//! failover. Segments older than the oldest reference are unlinked; a boundary in the
+//! middle that nothing refers to is merged away. Sealing turns an open segment into an
+//! image that stock QEMU tools open, with the next newer segment as its backing file.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lifeboat_model::{BLOCK_SIZE, DiskId, DiskSize, Sequence, Timestamp};
+use lifeboat_qcow2::{
+    Backing, BackingFormat, Layout as ClusterLayout, SEGMENT_CLUSTER, Seal, seal,
+};
+use lifeboat_sys::disk::{Access, DiskFile};
+
+use crate::error::{IoContext, Refused, StoreError};
+use crate::failover::image_error;
+use crate::files;
+use crate::index::{Index, IndexRecord, RunDigest, Saved};
+use crate::record::{Lengths, Record, SegmentDisk, SegmentState};
+use crate::segment::{CLUSTER_BLOCKS, Segment, SegmentWriter};
+use crate::store::{PinCounts, Store};
+
+/// The longest chain that QEMU opens well: the time to open grows with the square.
+const MAX_SEGMENTS: usize = 32;
+
+/// Who uses which boundary.
+#[derive(Debug, Default)]
+pub(crate) struct Pins(PinCounts);
+
+/// Keeps a boundary, and with it a recovery point, in the store until dropped.
+#[derive(Debug)]
+pub struct Pin {
+    pins: Arc<Mutex<Pins>>,
+    boundary: u64,
+}
+
+impl Pin {
+    pub(crate) fn new(pins: &Arc<Mutex<Pins>>, boundary: u64) -> Self {
+        *pins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .entry(boundary)
+            .or_default() += 1;
+        Self {
+            pins: Arc::clone(pins),
+            boundary,
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = pins.0.get_mut(&self.boundary) {
+            *count -= 1;
+            if *count == 0 {
+                pins.0.remove(&self.boundary);
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Makes the newest applied moment a recovery point. Durable on return.
+    ///
+    /// # Errors
+    /// Refused unless the store is a replica that holds something, and when the chain of
+    /// segments has reached its limit.
+    pub fn make_point(&mut self, now: Timestamp) -> Result<Sequence, StoreError> {
+        self.refuse_unless_replica()?;
+        self.change(|store| {
+            store.complete_apply()?;
+            let moment = store.state.applied.ok_or(Refused::NothingApplied {
+                purpose: "make a recovery point of",
+            })?;
+            let last = store.state.segments.last().cloned();
+            match last.filter(|segment| segment.moment.sequence == moment.sequence) {
+                Some(segment) if segment.is_point => {}
+                Some(segment) => {
+                    store.write_manifest(&SegmentState {
+                        is_point: true,
+                        ..segment.clone()
+                    })?;
+                    store.save(&Record::Point {
+                        segment: segment.number,
+                        is_point: true,
+                    })?;
+                }
+                None => store.open_boundary(now, true)?,
+            }
+            Ok(moment.sequence)
+        })
+    }
+
+    /// Removes a recovery point. Its space comes back at once if nothing older needs it.
+    ///
+    /// # Errors
+    /// [`Refused::NoPoint`]; [`Refused::PointInUse`] while it is read; refused after a failover.
+    pub fn remove_point(&mut self, sequence: Sequence) -> Result<(), StoreError> {
+        self.refuse_unless_replica()?;
+        let segment = self.point_segment(sequence)?.number;
+        let users = self.users(segment);
+        if users > 0 {
+            return Err(Refused::PointInUse { sequence, users }.into());
+        }
+        self.change(|store| {
+            store.save(&Record::Point {
+                segment,
+                is_point: false,
+            })?;
+            files::remove(store.disk.as_ref(), &store.layout.point(sequence))?;
+            store.drop_unreferenced()?;
+            store.merge_unreferenced()
+        })
+    }
+
+    /// Seals every segment, so that stock QEMU tools open every recovery point. Durable on return.
+    ///
+    /// # Errors
+    /// What the operating system says; the store then has to be opened again.
+    pub fn seal(&mut self) -> Result<(), StoreError> {
+        self.change(|store| {
+            store.complete_apply()?;
+            while let Some(number) = store
+                .state
+                .segments
+                .iter()
+                .find(|s| !s.sealed)
+                .map(|s| s.number)
+            {
+                store.seal_segment(number)?;
+            }
+            store.merge_unreferenced()
+        })
+    }
+
+    fn users(&self, boundary: u64) -> usize {
+        self.pinned().get(&boundary).copied().unwrap_or(0)
+    }
+
+    /// How many readers each boundary has.
+    pub(crate) fn pinned(&self) -> PinCounts {
+        self.pins
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
+    }
+
+    fn is_referenced(&self, segment: &SegmentState) -> bool {
+        segment.is_point
+            || self.users(segment.number) > 0
+            || self.failover_boundary() == Some(segment.number)
+    }
+
+    /// Leaves an open segment for preimages, or none at all if nothing refers to any.
+    pub(crate) fn ready_segments(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        self.drop_unreferenced()?;
+        if self
+            .state
+            .segments
+            .last()
+            .is_some_and(|segment| segment.sealed)
+        {
+            self.open_boundary(now, false)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a boundary after what the heads hold now.
+    fn open_boundary(&mut self, now: Timestamp, is_point: bool) -> Result<(), StoreError> {
+        if self.state.segments.len() >= MAX_SEGMENTS {
+            self.merge_unreferenced()?;
+        }
+        if self.state.segments.len() >= MAX_SEGMENTS {
+            return Err(Refused::TooManySegments {
+                limit: MAX_SEGMENTS,
+            }
+            .into());
+        }
+        let moment = self
+            .state
+            .applied
+            .expect("BUG: a boundary follows an applied moment");
+        let number = self.state.next_segment;
+        let disks = self.state.disks.iter().map(|disk| SegmentDisk {
+            size: disk.size,
+            lengths: SegmentWriter::EMPTY,
+        });
+        let segment = SegmentState {
+            number,
+            moment,
+            opened_at: now,
+            is_point,
+            sealed: false,
+            disks: disks.collect(),
+        };
+        let mut writers = Vec::new();
+        for image in &self.images {
+            writers.push(self.create_segment(&image.id, number)?);
+            self.relink_newest(&image.id, Some(number))?;
+            let folder = self.layout.segments(&image.id);
+            self.disk.sync_dir(&folder).context("sync", &folder)?;
+        }
+        if is_point {
+            self.write_manifest(&segment)?;
+        }
+        self.save(&Record::Boundary(Box::new(segment)))?;
+        for (image, writer) in self.images.iter_mut().zip(writers) {
+            image
+                .chain
+                .change(|segments| segments.push(Arc::clone(writer.segment())));
+            image.writer = Some(writer);
+        }
+        Ok(())
+    }
+
+    /// Makes the files of a new segment; their names are not durable yet.
+    fn create_segment(&self, disk: &DiskId, number: u64) -> Result<SegmentWriter, StoreError> {
+        let (data_path, index_path) = (
+            self.layout.open_segment(disk, number),
+            self.layout.segment_index(disk, number),
+        );
+        let data = self.create_new(&data_path, SEGMENT_CLUSTER)?;
+        let index = self.create_new(&index_path, 0)?;
+        let segment = Segment::on_disk(number, data, index, SegmentWriter::EMPTY);
+        SegmentWriter::resume(Arc::new(segment)).context("prepare", &data_path)
+    }
+
+    fn create_new(
+        &self,
+        path: &std::path::Path,
+        len: u64,
+    ) -> Result<Arc<dyn DiskFile>, StoreError> {
+        files::remove(self.disk.as_ref(), path)?;
+        let file = self.disk.create(path).context("create", path)?;
+        file.set_len(len).context("size", path)?;
+        file.sync().context("sync", path)?;
+        Ok(file)
+    }
+
+    /// Lets the newest sealed segment have `next` as its backing file, or the head where there is none.
+    pub(crate) fn relink_newest(&self, disk: &DiskId, next: Option<u64>) -> Result<(), StoreError> {
+        match self.state.segments.last().filter(|segment| segment.sealed) {
+            Some(segment) => self.relink(disk, segment.number, next),
+            None => Ok(()),
+        }
+    }
+
+    /// Points `number`'s link at the image that stands below it.
+    pub(crate) fn relink(
+        &self,
+        disk: &DiskId,
+        number: u64,
+        next: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let target = next.map_or_else(
+            || "../disk.qcow2".to_owned(),
+            |next| format!("{next}.qcow2"),
+        );
+        let (link, new) = (
+            self.layout.next_link(disk, number),
+            self.layout.new_next_link(disk, number),
+        );
+        files::point_link(self.disk.as_ref(), &new, &link, &target).map(|_| ())
+    }
+
+    /// Writes what the recovery point is, for people and for a rescan.
+    fn write_manifest(&self, segment: &SegmentState) -> Result<(), StoreError> {
+        let sequence = segment.moment.sequence;
+        let manifest = PointManifest {
+            vm: self.state.vm,
+            relationship: self.state.relationship,
+            lineage: self.state.lineage,
+            segment,
+            disks: self.state.disks.iter().map(|disk| &disk.id).collect(),
+        };
+        let text =
+            serde_json::to_vec_pretty(&manifest).expect("BUG: a manifest can be written as JSON");
+        files::replace(
+            self.disk.as_ref(),
+            &self.layout.new_point(sequence),
+            &self.layout.point(sequence),
+            &text,
+        )
+    }
+
+    /// Turns an open segment into an image.
+    fn seal_segment(&mut self, number: u64) -> Result<(), StoreError> {
+        let position = self
+            .state
+            .position(number)
+            .expect("BUG: a segment to be sealed is there");
+        let next = self
+            .state
+            .segments
+            .get(position + 1)
+            .map(|next| next.number);
+        for at in 0..self.images.len() {
+            let id = self.images[at].id.clone();
+            let SegmentDisk { size, lengths } = self.state.segments[position].disks[at];
+            let path = self.layout.open_segment(&id, number);
+            let segment = self.images[at]
+                .chain
+                .segment(number)
+                .expect("BUG: a segment of the state is in the chain");
+            self.write_metadata(&segment, &path, size, lengths, number)?;
+            self.relink(&id, number, next)?;
+            self.disk
+                .rename(&path, &self.layout.sealed_segment(&id, number))
+                .context("rename", &path)?;
+            files::sync_parent(self.disk.as_ref(), &path)?;
+        }
+        self.save(&Record::Sealed { segment: number })?;
+        if next.is_none() {
+            self.images.iter_mut().for_each(|image| image.writer = None);
+        }
+        Ok(())
+    }
+
+    /// Appends qcow2 metadata to a segment's data file.
+    fn write_metadata(
+        &self,
+        segment: &Segment,
+        path: &std::path::Path,
+        size: DiskSize,
+        lengths: Lengths,
+        number: u64,
+    ) -> Result<(), StoreError> {
+        let clusters = segment
+            .sealed_clusters(size.bytes())
+            .context("read the index of", path)?;
+        let backing = format!("{number}.next");
+        let plan = Seal {
+            data_len: lengths.data,
+            virtual_size: size.bytes(),
+            layout: ClusterLayout::choose(size.bytes(), clusters.iter().copied()),
+            backing: Backing {
+                name: &backing,
+                format: BackingFormat::Qcow2,
+            },
+        };
+        segment.data().set_len(lengths.data).context("cut", path)?;
+        seal(segment.data().as_ref(), &plan, clusters)
+            .map_err(|error| image_error(path, &error))?;
+        Ok(())
+    }
+
+    /// Unlinks the segments that are older than everything that is referred to.
+    pub(crate) fn drop_unreferenced(&mut self) -> Result<(), StoreError> {
+        while let Some(oldest) = self.state.segments.first().cloned() {
+            if self.is_referenced(&oldest) {
+                break;
+            }
+            self.save(&Record::Dropped {
+                segment: oldest.number,
+            })?;
+            for image in &mut self.images {
+                image.chain.change(|segments| {
+                    segments.retain(|segment| segment.number() != oldest.number);
+                });
+            }
+            if self.state.segments.is_empty() {
+                self.images.iter_mut().for_each(|image| image.writer = None);
+            }
+            for image in &self.images {
+                self.unlink_segment(&image.id, oldest.number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every name that a segment may have. A crash leaves some; opening removes them.
+    pub(crate) fn unlink_segment(&self, disk: &DiskId, number: u64) -> Result<(), StoreError> {
+        for path in [
+            self.layout.open_segment(disk, number),
+            self.layout.sealed_segment(disk, number),
+            self.layout.segment_index(disk, number),
+            self.layout.next_link(disk, number),
+        ] {
+            files::remove(self.disk.as_ref(), &path)?;
+        }
+        Ok(())
+    }
+
+    /// Merges away boundaries between sealed segments that nothing refers to.
+    fn merge_unreferenced(&mut self) -> Result<(), StoreError> {
+        loop {
+            let pairs = self.state.segments.windows(2);
+            let mut mergeable = pairs
+                .filter(|pair| pair[0].sealed && pair[1].sealed && !self.is_referenced(&pair[1]));
+            let Some([into, from]) = mergeable
+                .next()
+                .and_then(|pair| <[SegmentState; 2]>::try_from(pair.to_vec()).ok())
+            else {
+                return Ok(());
+            };
+            self.merge(&into, &from)?;
+        }
+    }
+
+    /// Lets a sealed segment take in the next newer one: where both hold a block, the older counts.
+    fn merge(&mut self, into: &SegmentState, from: &SegmentState) -> Result<(), StoreError> {
+        let mut lengths = Vec::new();
+        for (at, image) in self.images.iter().enumerate() {
+            let segment = |number| {
+                image
+                    .chain
+                    .segment(number)
+                    .expect("BUG: a segment of the state is in the chain")
+            };
+            let (older, newer) = (segment(into.number), segment(from.number));
+            lengths.push(self.write_merged(&image.id, &older, &newer, into.disks[at].size)?);
+        }
+        self.save(&Record::Merged {
+            into: into.number,
+            from: from.number,
+            lengths,
+        })?;
+        self.finish_merge()?;
+        for (at, image) in self.images.iter().enumerate() {
+            let lengths = self
+                .state
+                .segment(into.number)
+                .expect("BUG: the merged segment is there")
+                .disks[at]
+                .lengths;
+            let merged =
+                Arc::new(self.open_segment_files(&image.id, into.number, true, lengths)?);
+            image.chain.change(|segments| {
+                segments.retain(|segment| segment.number() != from.number);
+                let place = segments
+                    .iter_mut()
+                    .find(|segment| segment.number() == into.number);
+                *place.expect("BUG: the merged segment is in the chain") = Arc::clone(&merged);
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives the files of a merged segment their names; repeats after a crash do no harm.
+    pub(crate) fn finish_merge(&mut self) -> Result<(), StoreError> {
+        let Some(merging) = self.state.merging else {
+            return Ok(());
+        };
+        let position = self
+            .state
+            .position(merging.into)
+            .expect("BUG: the merged segment is there");
+        let next = self
+            .state
+            .segments
+            .get(position + 1)
+            .map(|next| next.number);
+        for image in &self.images {
+            let names = [
+                (
+                    self.layout.merged_segment(&image.id, merging.into),
+                    self.layout.sealed_segment(&image.id, merging.into),
+                ),
+                (
+                    self.layout.merged_index(&image.id, merging.into),
+                    self.layout.segment_index(&image.id, merging.into),
+                ),
+            ];
+            for (new, path) in names {
+                if self.disk.kind(&new).context("look up", &new)?.is_some() {
+                    self.disk.rename(&new, &path).context("rename", &new)?;
+                }
+            }
+            self.relink(&image.id, merging.into, next)?;
+            let folder = self.layout.segments(&image.id);
+            self.disk.sync_dir(&folder).context("sync", &folder)?;
+        }
+        self.save(&Record::MergeFinished)?;
+        for image in &self.images {
+            self.unlink_segment(&image.id, merging.from)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the union of two segments as a sealed image under temporary names.
+    fn write_merged(
+        &self,
+        disk: &DiskId,
+        older: &Arc<Segment>,
+        newer: &Arc<Segment>,
+        size: DiskSize,
+    ) -> Result<Lengths, StoreError> {
+        let number = older.number();
+        let (data_path, index_path) = (
+            self.layout.merged_segment(disk, number),
+            self.layout.merged_index(disk, number),
+        );
+        let data = self.create_new(&data_path, SEGMENT_CLUSTER)?;
+        let index_file = self.create_new(&index_path, 0)?;
+        let mut union = Union {
+            data: Arc::clone(&data),
+            data_len: SEGMENT_CLUSTER,
+            clusters: Default::default(),
+            held: Index::default(),
+            records: Vec::new(),
+        };
+        for segment in [older, newer] {
+            segment
+                .records(|record| union.add(segment, &record, size.blocks()))
+                .context("merge into", &data_path)?;
+        }
+        let index_bytes: Vec<u8> = union
+            .records
+            .iter()
+            .flat_map(|record| record.encode(number))
+            .collect();
+        let lengths = Lengths {
+            data: union.data_len,
+            index: index_bytes.len() as u64,
+        };
+        data.set_len(lengths.data).context("size", &data_path)?;
+        index_file
+            .write_at(&index_bytes, 0)
+            .context("write", &index_path)?;
+        index_file.sync().context("sync", &index_path)?;
+        let merged = Segment::on_disk(number, data, index_file, lengths);
+        self.write_metadata(&merged, &data_path, size, lengths, number)?;
+        files::sync_parent(self.disk.as_ref(), &data_path)?;
+        Ok(lengths)
+    }
+
+    /// Opens the files of a segment as the journal says they are.
+    pub(crate) fn open_segment_files(
+        &self,
+        disk: &DiskId,
+        number: u64,
+        sealed: bool,
+        lengths: Lengths,
+    ) -> Result<Segment, StoreError> {
+        let (data_path, access) = if sealed {
+            (self.layout.sealed_segment(disk, number), Access::ReadOnly)
+        } else {
+            (self.layout.open_segment(disk, number), Access::ReadWrite)
+        };
+        let index_path = self.layout.segment_index(disk, number);
+        let data = self
+            .disk
+            .open(&data_path, access)
+            .context("open", &data_path)?;
+        let index = self
+            .disk
+            .open(&index_path, access)
+            .context("open", &index_path)?;
+        Ok(Segment::on_disk(number, data, index, lengths))
+    }
+}
+
+/// What stands in a recovery point's own file.
+#[derive(serde::Serialize)]
+struct PointManifest<'a> {
+    vm: lifeboat_model::VmId,
+    relationship: lifeboat_model::RelationshipId,
+    lineage: lifeboat_model::Lineage,
+    segment: &'a SegmentState,
+    disks: Vec<&'a DiskId>,
+}
+
+/// Two segments being written as one.
+struct Union {
+    data: Arc<dyn DiskFile>,
+    data_len: u64,
+    clusters: std::collections::HashMap<u64, u64>,
+    held: Index,
+    records: Vec<IndexRecord>,
+}
+
+impl Union {
+    /// Adds those blocks of a record that are not held yet and lie below `end`.
+    fn add(&mut self, segment: &Segment, record: &IndexRecord, end: u64) -> std::io::Result<()> {
+        let run = record.first..record.first + u64::from(record.blocks);
+        if run.start >= end {
+            return Ok(());
+        }
+        for missing in self.held.missing(run.start..run.end.min(end)) {
+            let whole = missing == run;
+            match record.saved {
+                Saved::Zero | Saved::Lost => self.note(missing, record.saved, RunDigest::Unknown),
+                Saved::Data { host } => {
+                    let mut block = missing.start;
+                    while block < missing.end {
+                        let stop = missing
+                            .end
+                            .min((block / CLUSTER_BLOCKS + 1) * CLUSTER_BLOCKS);
+                        let from = host + (block - run.start) * BLOCK_SIZE;
+                        let (to, digest) = self.copy(segment, from, block..stop)?;
+                        let digest = if whole && stop == missing.end && block == missing.start {
+                            record.digest
+                        } else {
+                            digest
+                        };
+                        self.note(block..stop, Saved::Data { host: to }, digest);
+                        block = stop;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &mut self,
+        segment: &Segment,
+        from: u64,
+        blocks: std::ops::Range<u64>,
+    ) -> std::io::Result<(u64, RunDigest)> {
+        let data_len = &mut self.data_len;
+        let cluster = *self
+            .clusters
+            .entry(blocks.start / CLUSTER_BLOCKS)
+            .or_insert_with(|| {
+                let host = *data_len;
+                *data_len += SEGMENT_CLUSTER;
+                host
+            });
+        let to = cluster + blocks.start % CLUSTER_BLOCKS * BLOCK_SIZE;
+        let mut bytes = vec![0; ((blocks.end - blocks.start) * BLOCK_SIZE) as usize];
+        segment.data().read_at(&mut bytes, from)?;
+        self.data.write_at(&bytes, to)?;
+        Ok((to, RunDigest::Known(xxhash_rust::xxh3::xxh3_128(&bytes))))
+    }
+
+    fn note(&mut self, range: std::ops::Range<u64>, saved: Saved, digest: RunDigest) {
+        let mut block = range.start;
+        while block < range.end {
+            let stop = range.end.min(block + u64::from(u32::MAX));
+            let blocks = u32::try_from(stop - block).expect("BUG: the run was cut to fit");
+            self.held.insert(block, stop - block, saved);
+            self.records.push(IndexRecord {
+                first: block,
+                blocks,
+                saved,
+                digest,
+            });
+            block = stop;
+        }
+    }
+}

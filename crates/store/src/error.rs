@@ -1,0 +1,158 @@
+//! Why a store did not do what it was asked.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lifeboat_model::{DeltaId, DiskId, LineageId, RelationshipId, Sequence};
+use lifeboat_stream::DecodeError;
+
+use crate::damage::Damage;
+
+/// The store answered no, failed, or is damaged.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// An answer: nothing was changed, and the text says what would help.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+
+    /// The operating system failed a call.
+    #[error("{what} {}", path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+
+    /// The file system that holds the store has no room for the operation.
+    #[error("{what} {}: the file system is full; free space there or give the store a larger one, then try again", path.display())]
+    DiskFull {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+
+    /// A delta is not what it should be.
+    #[error("read the delta")]
+    Delta { source: DecodeError },
+
+    /// Something in the store is not as the store left it.
+    #[error("{} is damaged: {damage}", path.display())]
+    Damaged { path: PathBuf, damage: Damage },
+}
+
+/// What the store will not do in its present state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("{} is no store; make one with `lifeboat store init`", path.display())]
+    NoStore { path: PathBuf },
+
+    #[error("{} exists and is not empty; a store is made in a new or empty folder", path.display())]
+    NotEmpty { path: PathBuf },
+
+    #[error("another process uses this store: {holder}; wait for it or stop it")]
+    InUse { holder: String },
+
+    #[error("{} is open in QEMU or another program; stop it first", path.display())]
+    ImageInUse { path: PathBuf },
+
+    #[error(
+        "an earlier operation failed half way; open the store again, which brings it into order"
+    )]
+    Reopen,
+
+    #[error("a VM needs at least one disk and at most 256, each with its own name")]
+    BadDisks,
+
+    #[error("the delta belongs to relationship {theirs}, this store to {ours}")]
+    OtherRelationship {
+        theirs: RelationshipId,
+        ours: RelationshipId,
+    },
+
+    #[error(
+        "the delta belongs to lineage {theirs}, this store is at {ours}; one side has taken over, see `lifeboat store check`"
+    )]
+    OtherLineage { theirs: LineageId, ours: LineageId },
+
+    #[error(
+        "the delta builds on moment {base}, which this store does not know (it holds {tip}); capture again from {tip} or resynchronize"
+    )]
+    UnknownBase { base: Sequence, tip: Sequence },
+
+    #[error(
+        "the delta builds on moment {sequence} as {theirs}, this store holds it as {ours}; the replica must be resynchronized"
+    )]
+    OtherBase {
+        sequence: Sequence,
+        theirs: DeltaId,
+        ours: DeltaId,
+    },
+
+    #[error(
+        "moment {sequence} is here already, with other content ({ours}, not {theirs}); a number names one moment for ever: draw a new one"
+    )]
+    OtherContent {
+        sequence: Sequence,
+        theirs: DeltaId,
+        ours: DeltaId,
+    },
+
+    #[error(
+        "moment {sequence} is older than the newest one here ({tip}); nothing is lost: capture from {tip}"
+    )]
+    TooOld { sequence: Sequence, tip: Sequence },
+
+    #[error("the first delta must hold whole disks; capture without a bitmap")]
+    NotInitial,
+
+    #[error("the delta carries disks {theirs}, this store holds {ours}")]
+    OtherDisks { theirs: String, ours: String },
+
+    #[error("there is no recovery point {sequence}; see `lifeboat point list`")]
+    NoPoint { sequence: Sequence },
+
+    #[error("there is no disk {disk}")]
+    NoDisk { disk: DiskId },
+
+    #[error("nothing has been applied yet, so there is no state to {purpose}")]
+    NothingApplied { purpose: &'static str },
+
+    #[error("recovery point {sequence} is in use ({users} readers); end them first")]
+    PointInUse { sequence: Sequence, users: usize },
+
+    #[error("{limit} segments are the most that QEMU opens well; remove recovery points first")]
+    TooManySegments { limit: usize },
+
+    #[error("the VM is failed over; revert or commit the failover first")]
+    FailedOver,
+
+    #[error("there is no failover to {purpose}")]
+    NotFailedOver { purpose: &'static str },
+
+    #[error("a commit has begun and cannot be stopped; open the store again to complete it")]
+    Committing,
+
+    #[error(
+        "the failover was committed: this folder holds the VM's own disks now, and is no replica"
+    )]
+    Committed,
+}
+
+/// Adds to an I/O error what was done to which file.
+pub(crate) trait IoContext<T> {
+    fn context(self, what: &'static str, path: &Path) -> Result<T, StoreError>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn context(self, what: &'static str, path: &Path) -> Result<T, StoreError> {
+        self.map_err(|source| {
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StoreError::DiskFull { what, path, source }
+                }
+                _ => StoreError::Io { what, path, source },
+            }
+        })
+    }
+}

@@ -1,0 +1,385 @@
+//! Failover: the VM gets overlays over a recovery point, and nothing below them changes.
+//!
+//! The overlays take what the guest writes; the heads and segments stay as they are until
+//! the failover is reverted (the overlays go) or committed (see `commit.rs`).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lifeboat_model::{DiskId, DiskSize, Lineage, LineageId, Sequence, Timestamp};
+use lifeboat_qcow2::{Backing, BackingFormat, Below, Overlay, create_overlay, verify_wrapper};
+use lifeboat_sys::disk::{Access, ImageGuard};
+use serde::Serialize;
+
+use crate::damage::Damage;
+use crate::error::{IoContext, Refused, StoreError};
+use crate::files;
+use crate::reader::View;
+use crate::record::{Failover, Phase, Record, Target};
+use crate::spool::with_causes;
+use crate::store::{Store, make_wrapper};
+
+/// What to fail over to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailoverTarget {
+    /// The newest moment received: deltas that wait are applied first.
+    Newest,
+    /// The newest moment applied, at once; deltas that wait are kept for a revert.
+    Applied,
+    /// A recovery point.
+    Point(Sequence),
+}
+
+/// A failover that has begun: the VM may be started on these images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StartedFailover {
+    /// The moment that the VM starts from.
+    pub sequence: Sequence,
+    /// The lineage that it writes from now on.
+    pub lineage: Lineage,
+    pub disks: Vec<StartedDisk>,
+}
+
+/// One disk of a failed-over VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StartedDisk {
+    pub id: DiskId,
+    pub size: DiskSize,
+    /// The qcow2 image to start the VM on.
+    pub image: PathBuf,
+}
+
+impl Store {
+    /// Fails over: from now on nothing is received or applied, and the VM may run on the
+    /// overlays that this answers with. Durable on return; after a crash half way, opening
+    /// the store completes it.
+    ///
+    /// `lineage` must be random; `progress` is told bytes applied, where deltas wait.
+    ///
+    /// # Errors
+    /// Refused when the store is no replica, holds nothing yet, or has no such point.
+    pub fn start_failover(
+        &mut self,
+        target: FailoverTarget,
+        lineage: LineageId,
+        now: Timestamp,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<StartedFailover, StoreError> {
+        self.refuse_unless_replica()?;
+        if let FailoverTarget::Point(sequence) = target {
+            self.point_segment(sequence)?;
+        }
+        match target {
+            FailoverTarget::Newest => while self.apply_next(progress)?.is_some() {},
+            FailoverTarget::Applied => self.change(Self::complete_apply)?,
+            FailoverTarget::Point(_) => self.seal()?,
+        }
+        let moment = self.state.applied.ok_or(Refused::NothingApplied {
+            purpose: "fail over to",
+        })?;
+        self.change(|store| {
+            let sizes: Vec<DiskSize> = store.state.disks.iter().map(|disk| disk.size).collect();
+            let (target, sequence, target_sizes) = match target {
+                FailoverTarget::Newest | FailoverTarget::Applied => {
+                    (Target::Newest, moment.sequence, sizes.clone())
+                }
+                FailoverTarget::Point(sequence) => {
+                    let segment = store.point_segment(sequence)?;
+                    let sizes = segment.disks.iter().map(|disk| disk.size).collect();
+                    (Target::Segment(segment.number), sequence, sizes)
+                }
+            };
+            let larger = sizes
+                .iter()
+                .zip(&target_sizes)
+                .map(|(head, point)| *head.max(point));
+            let lineage = Lineage {
+                counter: store.state.lineage.counter + 1,
+                id: lineage,
+                forked_from: Some((store.state.lineage.id, sequence)),
+            };
+            let failover = Failover {
+                target,
+                lineage,
+                started_at: now,
+                sizes: larger.collect(),
+                target_sizes,
+            };
+            store.save(&Record::FailoverStarted(Box::new(failover)))?;
+            store.complete_failover()
+        })?;
+        self.started_failover()
+            .ok_or_else(|| Refused::NotFailedOver { purpose: "show" }.into())
+    }
+
+    /// The failover that is neither reverted nor committed yet, if there is one.
+    #[must_use]
+    pub fn started_failover(&self) -> Option<StartedFailover> {
+        let Phase::FailedOver(failover) = &self.state.phase else {
+            return None;
+        };
+        let (_, sequence) = failover.lineage.forked_from?;
+        let disks = self
+            .state
+            .disks
+            .iter()
+            .zip(&failover.sizes)
+            .map(|(disk, &size)| StartedDisk {
+                id: disk.id.clone(),
+                size,
+                image: self.layout.overlay(&disk.id),
+            });
+        Some(StartedFailover {
+            sequence,
+            lineage: failover.lineage,
+            disks: disks.collect(),
+        })
+    }
+
+    /// Makes the overlays of a failover that was journaled.
+    pub(crate) fn complete_failover(&mut self) -> Result<(), StoreError> {
+        let Phase::FailingOver(failover) = self.state.phase.clone() else {
+            return Ok(());
+        };
+        for (disk, &size) in self.state.disks.iter().zip(&failover.sizes) {
+            self.ready_wrapper(&disk.id, disk.size)?;
+            let backing = match failover.target {
+                Target::Newest => format!("../disks/{}/disk.qcow2", disk.id),
+                Target::Segment(number) => format!("../disks/{}/seg/{number}.qcow2", disk.id),
+            };
+            let path = self.layout.overlay(&disk.id);
+            files::remove(self.disk.as_ref(), &path)?;
+            let file = self.disk.create(&path).context("create", &path)?;
+            let below = Below::Named(Backing {
+                name: &backing,
+                format: BackingFormat::Qcow2,
+            });
+            create_overlay(file.as_ref(), size.bytes(), below)
+                .map_err(|error| image_error(&path, &error))?;
+        }
+        let folder = self.layout.failover();
+        self.disk.sync_dir(&folder).context("sync", &folder)?;
+        self.save(&Record::FailedOver)?;
+        // QEMU has to open what the guards keep it from.
+        self.images
+            .iter_mut()
+            .for_each(|image| image.guards.clear());
+        Ok(())
+    }
+
+    /// Makes the wrapper anew unless it is as we write it; a moved store needs that too.
+    pub(crate) fn ready_wrapper(&self, disk: &DiskId, size: DiskSize) -> Result<(), StoreError> {
+        let path = self.layout.wrapper(disk);
+        let head = self.layout.head(disk);
+        let is_ready = self.disk.open(&path, Access::ReadOnly).is_ok_and(|file| {
+            head.to_str()
+                .is_some_and(|head| verify_wrapper(file.as_ref(), size.bytes(), head).is_ok())
+        });
+        if is_ready {
+            Ok(())
+        } else {
+            make_wrapper(self.disk.as_ref(), &self.layout, disk, size)
+        }
+    }
+
+    /// Gives up the failover and what the guest wrote since: the store is a replica again.
+    ///
+    /// # Errors
+    /// Refused when there is no failover, when a commit has begun, and while the VM runs.
+    pub fn revert_failover(&mut self) -> Result<(), StoreError> {
+        match self.state.phase {
+            Phase::FailingOver(_) | Phase::FailedOver(_) => {}
+            Phase::Replica => return Err(Refused::NotFailedOver { purpose: "revert" }.into()),
+            Phase::Committing(_) => return Err(Refused::Committing.into()),
+            Phase::Committed(_) => return Err(Refused::Committed.into()),
+        }
+        let _overlays = self.guard_overlays()?;
+        self.change(|store| {
+            store.guard_images()?;
+            store.save(&Record::Reverted)?;
+            store.remove_overlays()?;
+            store.reserve_for_spool()
+        })
+    }
+
+    pub(crate) fn remove_overlays(&self) -> Result<(), StoreError> {
+        for disk in &self.state.disks {
+            files::remove(self.disk.as_ref(), &self.layout.overlay(&disk.id))?;
+        }
+        let folder = self.layout.failover();
+        self.disk.sync_dir(&folder).context("sync", &folder)
+    }
+
+    /// Locks the overlays against QEMU, or refuses because it uses them.
+    pub(crate) fn guard_overlays(&self) -> Result<Vec<ImageGuard>, StoreError> {
+        let paths = self
+            .state
+            .disks
+            .iter()
+            .map(|disk| self.layout.overlay(&disk.id));
+        paths.map(|path| self.guard(&path)).collect()
+    }
+
+    /// Locks heads and wrappers against QEMU, or refuses because it uses them.
+    pub(crate) fn guard_images(&mut self) -> Result<(), StoreError> {
+        for at in 0..self.images.len() {
+            if self.images[at].guards.is_empty() {
+                let id = self.images[at].id.clone();
+                let guards =
+                    [self.layout.head(&id), self.layout.wrapper(&id)].map(|path| self.guard(&path));
+                self.images[at].guards = guards.into_iter().collect::<Result<_, _>>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn guard(&self, path: &Path) -> Result<ImageGuard, StoreError> {
+        let file = self
+            .disk
+            .open(path, Access::ReadWrite)
+            .context("open", path)?;
+        let guard = ImageGuard::acquire(&file).context("lock", path)?;
+        guard.ok_or_else(|| {
+            Refused::ImageInUse {
+                path: path.to_owned(),
+            }
+            .into()
+        })
+    }
+
+    /// Opens one disk of the failed-over VM for reading and writing, for the embedded driver.
+    ///
+    /// # Errors
+    /// Refused when there is no failover or something else uses the overlay.
+    pub fn failover_disk(&self, disk: &DiskId) -> Result<FailoverDisk, StoreError> {
+        let at = self.disk_index(disk)?;
+        let Phase::FailedOver(failover) = &self.state.phase else {
+            return Err(Refused::NotFailedOver {
+                purpose: "read or write",
+            }
+            .into());
+        };
+        let path = self.layout.overlay(disk);
+        let file = self
+            .disk
+            .open(&path, Access::ReadWrite)
+            .context("open", &path)?;
+        let guard = ImageGuard::acquire(&file).context("lock", &path)?;
+        let guard = guard.ok_or_else(|| Refused::ImageInUse { path: path.clone() })?;
+        let overlay = Overlay::open(Arc::clone(&file), Access::ReadWrite)
+            .map_err(|error| image_error(&path, &error))?;
+        Ok(FailoverDisk {
+            overlay,
+            below: self.below(at, failover),
+            _guard: guard,
+        })
+    }
+
+    /// What the overlay of a disk stands on.
+    pub(crate) fn below(&self, at: usize, failover: &Failover) -> View {
+        let boundary = match failover.target {
+            Target::Newest => None,
+            Target::Segment(number) => Some(number),
+        };
+        View {
+            chain: Arc::clone(&self.images[at].chain),
+            boundary,
+            size: failover.target_sizes[at].bytes(),
+        }
+    }
+}
+
+/// One disk of a failed-over VM, open for the embedded driver.
+#[derive(Debug)]
+pub struct FailoverDisk {
+    overlay: Overlay,
+    below: View,
+    _guard: ImageGuard,
+}
+
+impl FailoverDisk {
+    /// The disk's size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.overlay.virtual_size()
+    }
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// Beyond the end, or when an image below cannot be read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.overlay
+            .read(offset, buffer, &|offset, buffer| {
+                self.read_below(offset, buffer)
+            })
+            .map_err(io::Error::other)
+    }
+
+    /// Writes to the overlay. Durable after [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// Beyond the end, or when the file system fails.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.overlay
+            .write(offset, bytes, &|offset, buffer| {
+                self.read_below(offset, buffer)
+            })
+            .map_err(io::Error::other)
+    }
+
+    /// Lets a range read as zeroes. Durable after [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.overlay
+            .write_zeroes(offset, len, &|offset, buffer| {
+                self.read_below(offset, buffer)
+            })
+            .map_err(io::Error::other)
+    }
+
+    /// Makes everything written before durable.
+    ///
+    /// # Errors
+    /// When the file system fails; the overlay then refuses further writes.
+    pub fn flush(&self) -> io::Result<()> {
+        self.overlay.flush().map_err(io::Error::other)
+    }
+
+    /// Reads what the guest would see without the overlay: zeroes beyond the point's size.
+    fn read_below(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let there = self
+            .below
+            .size
+            .saturating_sub(offset)
+            .min(buffer.len() as u64) as usize;
+        buffer[there..].fill(0);
+        self.below.read_at(offset, &mut buffer[..there])
+    }
+}
+
+/// An image that cannot be made or used, as an error of the store.
+pub(crate) fn image_error(path: &Path, error: &(dyn std::error::Error + 'static)) -> StoreError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            let source = match io.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::new(io.kind(), with_causes(error)),
+            };
+            return Err::<(), _>(source)
+                .context("write image", path)
+                .expect_err("BUG: an error stays one");
+        }
+        cause = error.source();
+    }
+    StoreError::Damaged {
+        path: path.to_owned(),
+        damage: Damage::Image {
+            why: with_causes(error),
+        },
+    }
+}

@@ -1,0 +1,279 @@
+//! Receiving a delta: verified, durable, and certain to be applicable before anyone is told.
+//!
+//! Order: `.part` is written with every frame verified, and synced; the space that applying
+//! can need is reserved; the file gets its name; the folder is synced; the receipt is given.
+//! A crash before the name leaves a `.part` that opening removes; after it, the same delta
+//! sent again gets the same receipt.
+
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use lifeboat_model::{DeltaId, Receipt, Sequence};
+use lifeboat_stream::{
+    CopyError, DecodeError, Decoder, Ending, Header, Limits, Manifest, Summary, copy_rest,
+};
+use lifeboat_sys::disk::DiskFile;
+
+use crate::error::{IoContext, Refused, StoreError};
+use crate::files;
+use crate::spool::{self, SpooledDelta};
+use crate::store::Store;
+
+/// What is read from the sender at a time.
+const READ_BYTES: usize = 256 << 10;
+
+/// A delta that is safe here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    pub receipt: Receipt,
+    /// It was here already; nothing was stored.
+    pub repeated: bool,
+    /// Length of the stream in bytes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Takes in one delta stream to its end and answers when it is durable and can be applied.
+    ///
+    /// Memory stays below a few MiB whatever is sent. Nothing of a refused or broken stream
+    /// stays behind.
+    ///
+    /// # Errors
+    /// Refused when the delta does not continue what is here; [`StoreError::Delta`] when
+    /// the stream is not intact; [`StoreError::DiskFull`] when it or its application would
+    /// not fit. The store can be used on after each of these.
+    pub fn receive(&mut self, reader: impl Read) -> Result<Received, StoreError> {
+        self.refuse_unless_replica()?;
+        if self.broken {
+            return Err(Refused::Reopen.into());
+        }
+        let root = self.layout.root();
+        let available = self.disk.available(root).context("measure", root)?;
+        let limits = Limits {
+            stream_bytes: available,
+            ending: Ending::EndOfInput,
+        };
+        let decoding = |source| StoreError::Delta { source };
+        let decoder = Decoder::new(BufReader::with_capacity(READ_BYTES, reader), &limits)
+            .map_err(decoding)?;
+        let header = *decoder.header();
+        self.refuse_foreign(&header, decoder.manifest())?;
+        if let Some(known) = self.known_id(header.sequence) {
+            let summary =
+                copy_rest(decoder, io::sink()).map_err(|error| copy_error(error, root))?;
+            return self.repeated(&summary, known);
+        }
+        self.refuse_unless_it_continues(&header)?;
+
+        let sequence = header.sequence;
+        let part = self.layout.part(&self.state.lineage.id, sequence);
+        let outcome = self.store_part(decoder, &part).and_then(|(delta, bytes)| {
+            self.reserve_for(&delta)?;
+            let path = self.layout.delta(&self.state.lineage.id, sequence);
+            self.disk.rename(&part, &path).context("rename", &part)?;
+            // From here on the delta may survive a crash, so a failure must not forget it.
+            match files::sync_parent(self.disk.as_ref(), &path) {
+                Ok(()) => Ok((delta, bytes)),
+                Err(error) => {
+                    self.broken = true;
+                    Err(error)
+                }
+            }
+        });
+        let (delta, bytes) = match outcome {
+            Ok(received) => received,
+            Err(error) => {
+                let cleaned = files::remove(self.disk.as_ref(), &part)
+                    .and_then(|()| self.reserve_for_spool());
+                self.broken |= cleaned.is_err();
+                return Err(error);
+            }
+        };
+        let receipt = Receipt {
+            lineage: self.state.lineage.id,
+            sequence,
+            id: delta.moment.id,
+        };
+        self.spool.push(delta);
+        Ok(Received {
+            receipt,
+            repeated: false,
+            bytes,
+        })
+    }
+
+    /// Refuses what is not for this store at all.
+    fn refuse_foreign(&self, header: &Header, manifest: &Manifest) -> Result<(), Refused> {
+        let state = &self.state;
+        if header.relationship != state.relationship {
+            return Err(Refused::OtherRelationship {
+                theirs: header.relationship,
+                ours: state.relationship,
+            });
+        }
+        if header.lineage != state.lineage.id {
+            return Err(Refused::OtherLineage {
+                theirs: header.lineage,
+                ours: state.lineage.id,
+            });
+        }
+        let mut theirs: Vec<&str> = manifest
+            .disks()
+            .iter()
+            .map(|disk| disk.id.as_str())
+            .collect();
+        let mut ours: Vec<&str> = state.disks.iter().map(|disk| disk.id.as_str()).collect();
+        theirs.sort_unstable();
+        ours.sort_unstable();
+        if theirs != ours {
+            return Err(Refused::OtherDisks {
+                theirs: theirs.join(", "),
+                ours: ours.join(", "),
+            });
+        }
+        Ok(())
+    }
+
+    /// Refuses what would leave a gap: a base must be known here and be the same moment.
+    fn refuse_unless_it_continues(&self, header: &Header) -> Result<(), Refused> {
+        let tip = self.tip();
+        if header.sequence <= tip {
+            return Err(Refused::TooOld {
+                sequence: header.sequence,
+                tip,
+            });
+        }
+        let Some(base) = header.base else {
+            let whole = spool::is_whole(header.kind);
+            return if whole {
+                Ok(())
+            } else {
+                Err(Refused::NotInitial)
+            };
+        };
+        if tip == Sequence::ZERO {
+            return Err(Refused::NotInitial);
+        }
+        match self.known_id(base.sequence) {
+            None => Err(Refused::UnknownBase {
+                base: base.sequence,
+                tip,
+            }),
+            Some(ours) if ours != base.id => Err(Refused::OtherBase {
+                sequence: base.sequence,
+                theirs: base.id,
+                ours,
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The id under which a moment is known here: applied of late, or in the spool.
+    fn known_id(&self, sequence: Sequence) -> Option<DeltaId> {
+        let applied = self.state.remembered.iter().copied();
+        let spooled = self
+            .spool
+            .iter()
+            .map(|delta| (delta.moment.sequence, delta.moment.id));
+        applied
+            .chain(spooled)
+            .find(|(known, _)| *known == sequence)
+            .map(|(_, id)| id)
+    }
+
+    fn repeated(&self, summary: &Summary, known: DeltaId) -> Result<Received, StoreError> {
+        let (sequence, id) = (summary.header.sequence, summary.footer.id);
+        if id != known {
+            return Err(Refused::OtherContent {
+                sequence,
+                theirs: id,
+                ours: known,
+            }
+            .into());
+        }
+        let receipt = Receipt {
+            lineage: self.state.lineage.id,
+            sequence,
+            id,
+        };
+        Ok(Received {
+            receipt,
+            repeated: true,
+            bytes: summary.bytes,
+        })
+    }
+
+    /// Writes the stream to its temporary name, verified and synced.
+    fn store_part<R: Read>(
+        &self,
+        decoder: Decoder<R>,
+        part: &Path,
+    ) -> Result<(SpooledDelta, u64), StoreError> {
+        files::remove(self.disk.as_ref(), part)?;
+        let file = self.disk.create(part).context("create", part)?;
+        let writer = PartWriter {
+            file: Arc::clone(&file),
+            position: 0,
+            written_back: 0,
+        };
+        let summary = copy_rest(decoder, writer).map_err(|error| copy_error(error, part))?;
+        file.sync().context("sync", part)?;
+        let (_, delta) = spool::survey(&file).map_err(|error| error.at(part))?;
+        Ok((delta, summary.bytes))
+    }
+
+    /// Reserves what applying one more delta can need.
+    fn reserve_for(&mut self, delta: &SpooledDelta) -> Result<(), StoreError> {
+        let path = self.layout.reserve();
+        let total = self.spool.iter().map(|delta| delta.need).sum::<u64>() + delta.need;
+        self.reserve.hold(total).context("reserve space in", &path)
+    }
+
+    /// Reserves what applying the deltas in the spool can need.
+    pub(crate) fn reserve_for_spool(&mut self) -> Result<(), StoreError> {
+        let path = self.layout.reserve();
+        let total = self.spool.iter().map(|delta| delta.need).sum();
+        self.reserve.hold(total).context("reserve space in", &path)
+    }
+}
+
+fn copy_error(error: CopyError, part: &Path) -> StoreError {
+    match error {
+        CopyError::Decode { source } => StoreError::Delta { source },
+        CopyError::Write { source } => Err::<(), _>(source)
+            .context("write", part)
+            .expect_err("BUG: an error stays one"),
+    }
+}
+
+impl From<DecodeError> for StoreError {
+    fn from(source: DecodeError) -> Self {
+        Self::Delta { source }
+    }
+}
+
+/// Appends to a part, and lets the kernel begin writing long before the sync.
+struct PartWriter {
+    file: Arc<dyn DiskFile>,
+    position: u64,
+    written_back: u64,
+}
+
+impl Write for PartWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        const WRITEBACK_BYTES: u64 = 8 << 20;
+        self.file.write_at(bytes, self.position)?;
+        self.position += bytes.len() as u64;
+        if self.position - self.written_back >= WRITEBACK_BYTES {
+            self.file
+                .start_writeback(self.written_back, self.position - self.written_back);
+            self.written_back = self.position;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! Deltas that were received and are not applied yet, and the space that is kept for them.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use lifeboat_model::{BLOCK_SIZE, LineageId, Sequence};
+use lifeboat_stream::{Ending, Entry, Header, Kind, Limits, Manifest, Scan, scan};
+use lifeboat_sys::disk::{Access, DiskFile, DiskPort, EntryKind};
+
+use crate::damage::Damage;
+use crate::error::{IoContext, StoreError};
+use crate::files::{self, FileReader};
+use crate::index::RECORD_LEN;
+use crate::layout::{self, Layout};
+use crate::record::Moment;
+
+/// Kept free beyond what the deltas need: journal, overlays, image metadata.
+const HEADROOM: u64 = 1 << 20;
+
+/// One delta in the spool: complete, verified, durable.
+#[derive(Debug, Clone)]
+pub(crate) struct SpooledDelta {
+    pub(crate) moment: Moment,
+    pub(crate) manifest: Manifest,
+    /// Length of the file.
+    pub(crate) bytes: u64,
+    /// What applying it can take from the file system at most.
+    pub(crate) need: u64,
+}
+
+/// Reads a spooled delta's frame headers.
+pub(crate) fn open_scan(file: &Arc<dyn DiskFile>) -> Result<Scan<FileReader>, ScanError> {
+    let limits = Limits {
+        stream_bytes: file.len()?,
+        ending: Ending::EndOfInput,
+    };
+    Ok(scan(FileReader::new(Arc::clone(file))?, &limits)?)
+}
+
+/// Why a spooled delta cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScanError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Decode(#[from] lifeboat_stream::DecodeError),
+}
+
+impl ScanError {
+    /// As damage of a file that was intact when it was received.
+    pub(crate) fn at(self, path: &Path) -> StoreError {
+        match self {
+            Self::Io(source) => StoreError::Io {
+                what: "read",
+                path: path.to_owned(),
+                source,
+            },
+            Self::Decode(source) => {
+                let why = with_causes(&source);
+                StoreError::Damaged {
+                    path: path.to_owned(),
+                    damage: Damage::Spool { why },
+                }
+            }
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Looks through a spooled delta from its first to its last frame header.
+pub(crate) fn survey(file: &Arc<dyn DiskFile>) -> Result<(Header, SpooledDelta), ScanError> {
+    let mut scan = open_scan(file)?;
+    let mut need = HEADROOM;
+    while let Some(entry) = scan.next_entry()? {
+        need += match entry {
+            Entry::Blob {
+                total, offset: 0, ..
+            } => total,
+            Entry::Blob { .. } => 0,
+            Entry::Data {
+                offset, payload, ..
+            } => preimages_and_head(offset, u64::from(payload.plain_len)),
+            Entry::Zero { offset, length, .. } => zeroed(offset, length),
+        };
+    }
+    let (header, manifest) = (*scan.header(), scan.manifest().clone());
+    let footer = *scan
+        .footer()
+        .expect("BUG: a scan that has ended has its footer");
+    let moment = Moment {
+        sequence: header.sequence,
+        id: footer.id,
+        captured_at: manifest.captured_at(),
+        consistency: manifest.consistency(),
+    };
+    Ok((
+        header,
+        SpooledDelta {
+            moment,
+            manifest,
+            bytes: file.len()?,
+            need,
+        },
+    ))
+}
+
+/// What data of this length can cost: its preimages, their index, and room in the head.
+fn preimages_and_head(offset: u64, len: u64) -> u64 {
+    let blocks = (offset + len).div_ceil(BLOCK_SIZE) - offset / BLOCK_SIZE;
+    2 * blocks * BLOCK_SIZE + blocks * RECORD_LEN as u64
+}
+
+/// What zeroing costs: the head gives back what the preimages take, one slice later.
+fn zeroed(offset: u64, len: u64) -> u64 {
+    let blocks = (offset + len).div_ceil(BLOCK_SIZE) - offset / BLOCK_SIZE;
+    (blocks * BLOCK_SIZE).min(128 << 20) + (blocks / 16 + 2) * RECORD_LEN as u64
+}
+
+/// The deltas in the spool of a lineage that follow `applied`, oldest first.
+///
+/// Removes parts of deltas that never became complete, and deltas that are applied.
+pub(crate) fn load(
+    disk: &Arc<dyn DiskPort>,
+    layout: &Layout,
+    lineage: &LineageId,
+    applied: Sequence,
+) -> Result<Vec<SpooledDelta>, StoreError> {
+    let folder = layout.spool();
+    let mut deltas = Vec::new();
+    for entry in disk.list(&folder).context("list", &folder)? {
+        let path = folder.join(&entry.name);
+        if entry.name.ends_with(".part") {
+            files::remove(disk.as_ref(), &path)?;
+        }
+        let Some(sequence) = layout::sequence_of_delta(&entry.name, lineage) else {
+            continue;
+        };
+        if entry.kind != EntryKind::File {
+            continue;
+        }
+        if sequence <= applied {
+            files::remove(disk.as_ref(), &path)?;
+            continue;
+        }
+        let file = disk.open(&path, Access::ReadOnly).context("open", &path)?;
+        let (header, delta) = survey(&file).map_err(|error| error.at(&path))?;
+        if header.sequence != sequence || header.lineage != *lineage {
+            let why = "its header names another moment than its file name".to_owned();
+            return Err(StoreError::Damaged {
+                path,
+                damage: Damage::Spool { why },
+            });
+        }
+        deltas.push(delta);
+    }
+    deltas.sort_by_key(|delta| delta.moment.sequence);
+    Ok(deltas)
+}
+
+/// Whether a delta holds whole disks and so needs nothing beneath it.
+pub(crate) fn is_whole(kind: Kind) -> bool {
+    match kind {
+        Kind::Initial => true,
+        Kind::Delta | Kind::Resync => false,
+    }
+}
+
+/// A file that occupies the space which the spooled deltas will need.
+#[derive(Debug)]
+pub(crate) struct Reserve {
+    file: Arc<dyn DiskFile>,
+    held: u64,
+}
+
+impl Reserve {
+    /// Opens the reserve, or makes it. It holds nothing until [`hold`](Self::hold) says so.
+    pub(crate) fn open(disk: &Arc<dyn DiskPort>, layout: &Layout) -> Result<Self, StoreError> {
+        let path = layout.reserve();
+        let file = match disk.create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                disk.open(&path, Access::ReadWrite)
+            }
+            outcome => outcome,
+        };
+        let file = file.context("open", &path)?;
+        file.set_len(0).context("cut", &path)?;
+        Ok(Self { file, held: 0 })
+    }
+
+    /// Holds exactly `bytes`. When that fails, what was held before is still held.
+    pub(crate) fn hold(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes > self.held {
+            let outcome = self
+                .file
+                .set_len(bytes)
+                .and_then(|()| self.file.allocate(0, bytes));
+            if outcome.is_err() {
+                self.file.set_len(self.held)?;
+            }
+            outcome?;
+        } else if bytes < self.held {
+            self.file.set_len(bytes)?;
+        }
+        self.held = bytes;
+        Ok(())
+    }
+
+    pub(crate) fn held(&self) -> u64 {
+        self.held
+    }
+}

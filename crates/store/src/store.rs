@@ -1,0 +1,551 @@
+//! The store as its owner sees it: made, opened, asked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use lifeboat_model::{
+    Consistency, DeltaId, DiskId, DiskSize, Lineage, LineageId, MAX_DISKS, RelationshipId,
+    Sequence, Timestamp, VmId,
+};
+use lifeboat_sys::disk::{Access, DiskFile, DiskPort};
+use serde::Serialize;
+
+use crate::boundary::{Pin, Pins};
+use crate::digest::DigestTable;
+use crate::error::{IoContext, Refused, StoreError};
+use crate::failover::image_error;
+use crate::files;
+use crate::image::{Chain, Image};
+use crate::journal::{self, Journal};
+use crate::layout::Layout;
+use crate::reader::{PointReader, View};
+use crate::record::{DiskState, Phase, Record, SegmentState, State, Target};
+use crate::spool::{Reserve, SpooledDelta};
+
+/// What a new store is made from.
+#[derive(Debug, Clone)]
+pub struct NewStore {
+    pub vm: VmId,
+    pub relationship: RelationshipId,
+    pub lineage: LineageId,
+    pub disks: Vec<(DiskId, DiskSize)>,
+}
+
+/// An open store. One process has a store open at a time; dropping it closes it.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) disk: Arc<dyn DiskPort>,
+    pub(crate) layout: Layout,
+    pub(crate) journal: Journal,
+    pub(crate) state: State,
+    pub(crate) images: Vec<Image>,
+    /// Received and not applied, oldest first.
+    pub(crate) spool: Vec<SpooledDelta>,
+    pub(crate) reserve: Reserve,
+    pub(crate) pins: Arc<Mutex<Pins>>,
+    /// An operation failed half way; only opening the store again brings it into order.
+    pub(crate) broken: bool,
+    /// Held until the store is dropped.
+    pub(crate) _lock: Arc<dyn DiskFile>,
+}
+
+/// What the store is for at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It receives and applies.
+    Replica,
+    /// The VM may run on overlays; revert and commit are open.
+    FailedOver,
+    /// The heads are the VM's own disks.
+    Committed,
+}
+
+/// A recovery point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Point {
+    pub sequence: Sequence,
+    pub delta: DeltaId,
+    pub captured_at: Timestamp,
+    pub opened_at: Timestamp,
+    pub consistency: Consistency,
+    /// Whether stock QEMU tools can open it now, and the file to open per disk.
+    pub sealed: bool,
+    pub disks: Vec<PointDisk>,
+}
+
+/// One disk of a recovery point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PointDisk {
+    pub id: DiskId,
+    pub size: DiskSize,
+    /// The image that stock tools open once the point is sealed.
+    pub image: PathBuf,
+}
+
+/// A delta that waits to be applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pending {
+    pub sequence: Sequence,
+    pub delta: DeltaId,
+    pub captured_at: Timestamp,
+    /// Length of the delta stream in bytes.
+    pub bytes: u64,
+}
+
+/// A delta that was applied just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AppliedDelta {
+    pub sequence: Sequence,
+    pub delta: DeltaId,
+    pub captured_at: Timestamp,
+    /// Bytes of the disks that changed.
+    pub changed_bytes: u64,
+}
+
+/// A disk as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskStatus {
+    pub id: DiskId,
+    pub size: DiskSize,
+    /// Disk space that the head occupies, in bytes.
+    pub head_bytes: u64,
+    /// Disk space that all segments occupy, in bytes.
+    pub segment_bytes: u64,
+}
+
+/// The whole store at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    pub vm: VmId,
+    pub relationship: RelationshipId,
+    pub lineage: Lineage,
+    pub role: Role,
+    /// The newest moment that the heads hold; zero before the first.
+    pub applied: Sequence,
+    /// The newest moment received.
+    pub tip: Sequence,
+    /// A delta is half applied; the next apply completes it.
+    pub applying: bool,
+    pub disks: Vec<DiskStatus>,
+    pub points: Vec<Point>,
+    pub pending: Vec<Pending>,
+    pub segments: usize,
+    pub reserved_bytes: u64,
+    pub available_bytes: u64,
+}
+
+impl Store {
+    /// Makes a store in the new or empty folder `root` and opens it. Durable on return.
+    ///
+    /// # Errors
+    /// [`Refused::NotEmpty`], [`Refused::BadDisks`], or what the operating system says. A
+    /// folder in which this failed half way may be given again.
+    pub fn init(
+        disk: Arc<dyn DiskPort>,
+        root: &Path,
+        new: &NewStore,
+        holder: &str,
+    ) -> Result<Self, StoreError> {
+        let layout = Layout::new(root.to_owned());
+        let mut names: Vec<&DiskId> = new.disks.iter().map(|(id, _)| id).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() || names.len() != new.disks.len() || names.len() > MAX_DISKS {
+            return Err(Refused::BadDisks.into());
+        }
+        files::ensure_dir(disk.as_ref(), root)?;
+        refuse_foreign_content(disk.as_ref(), &layout)?;
+        for folder in [
+            layout.disks(),
+            layout.points(),
+            layout.spool(),
+            layout.failover(),
+            layout.divergence(),
+            layout.trash(),
+        ] {
+            files::ensure_dir(disk.as_ref(), &folder)?;
+        }
+        for (id, size) in &new.disks {
+            make_disk(disk.as_ref(), &layout, id, *size)?;
+        }
+        disk.sync_dir(&layout.disks()).context("sync", root)?;
+        disk.sync_dir(root).context("sync", root)?;
+        if root.parent().is_some() {
+            files::sync_parent(disk.as_ref(), root)?;
+        }
+        let state = State {
+            vm: new.vm,
+            relationship: new.relationship,
+            lineage: Lineage {
+                counter: 1,
+                id: new.lineage,
+                forked_from: None,
+            },
+            ancestors: Vec::new(),
+            disks: new
+                .disks
+                .iter()
+                .map(|(id, size)| DiskState {
+                    id: id.clone(),
+                    size: *size,
+                })
+                .collect(),
+            applied: None,
+            remembered: Vec::new(),
+            applying: None,
+            segments: Vec::new(),
+            next_segment: 1,
+            merging: None,
+            phase: Phase::Replica,
+        };
+        Journal::begin(&disk, &layout, &state)?;
+        Self::open(disk, root, holder)
+    }
+
+    /// Makes a record durable, then adopts the state that follows from it.
+    pub(crate) fn save(&mut self, record: &Record) -> Result<(), StoreError> {
+        let next = self.state.clone().after(record.clone());
+        let next = next.unwrap_or_else(|why| {
+            panic!("BUG: the store wrote a record that cannot follow: {why}")
+        });
+        self.journal.append(record, &next)?;
+        self.state = next;
+        Ok(())
+    }
+
+    /// Runs an operation that changes the store; a failure half way closes it for others.
+    pub(crate) fn change<T>(
+        &mut self,
+        operation: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.broken {
+            return Err(Refused::Reopen.into());
+        }
+        let outcome = operation(self);
+        if let Err(error) = &outcome
+            && !matches!(error, StoreError::Refused(_))
+        {
+            self.broken = true;
+        }
+        outcome
+    }
+
+    /// What the store holds, and what it is for at the moment.
+    ///
+    /// # Errors
+    /// When the file system cannot say how much space is left or taken.
+    pub fn status(&self) -> Result<Status, StoreError> {
+        let root = self.layout.root();
+        let disks = self
+            .images
+            .iter()
+            .zip(&self.state.disks)
+            .map(|(image, disk)| {
+                let occupied = |file: &Arc<dyn DiskFile>| file.occupied().context("measure", root);
+                let segments = image.chain.from(0);
+                let segment_bytes = segments
+                    .iter()
+                    .map(|segment| occupied(segment.data()))
+                    .sum::<Result<u64, _>>()?;
+                let head_bytes = occupied(&image.chain.head)?;
+                Ok(DiskStatus {
+                    id: disk.id.clone(),
+                    size: disk.size,
+                    head_bytes,
+                    segment_bytes,
+                })
+            });
+        Ok(Status {
+            vm: self.state.vm,
+            relationship: self.state.relationship,
+            lineage: self.state.lineage,
+            role: self.role(),
+            applied: self.state.applied_sequence(),
+            tip: self.tip(),
+            applying: self.state.applying.is_some(),
+            disks: disks.collect::<Result<_, StoreError>>()?,
+            points: self.points(),
+            pending: self.pending(),
+            segments: self.state.segments.len(),
+            reserved_bytes: self.reserve.held(),
+            available_bytes: self.disk.available(root).context("measure", root)?,
+        })
+    }
+
+    /// What the store is for at the moment.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match self.state.phase {
+            Phase::Replica => Role::Replica,
+            Phase::FailingOver(_) | Phase::FailedOver(_) | Phase::Committing(_) => Role::FailedOver,
+            Phase::Committed(_) => Role::Committed,
+        }
+    }
+
+    /// The lineage that the store follows, or has begun.
+    #[must_use]
+    pub fn lineage(&self) -> Lineage {
+        self.state.lineage
+    }
+
+    #[must_use]
+    pub fn vm(&self) -> VmId {
+        self.state.vm
+    }
+
+    #[must_use]
+    pub fn relationship(&self) -> RelationshipId {
+        self.state.relationship
+    }
+
+    /// The disks with their present sizes.
+    #[must_use]
+    pub fn disks(&self) -> Vec<(DiskId, DiskSize)> {
+        self.state
+            .disks
+            .iter()
+            .map(|disk| (disk.id.clone(), disk.size))
+            .collect()
+    }
+
+    /// The newest moment that the heads hold; zero before the first.
+    #[must_use]
+    pub fn applied(&self) -> Sequence {
+        self.state.applied_sequence()
+    }
+
+    /// The newest moment received.
+    #[must_use]
+    pub fn tip(&self) -> Sequence {
+        self.spool
+            .last()
+            .map_or(self.state.applied_sequence(), |delta| delta.moment.sequence)
+    }
+
+    /// The deltas that wait to be applied, oldest first.
+    #[must_use]
+    pub fn pending(&self) -> Vec<Pending> {
+        let pending = |delta: &SpooledDelta| Pending {
+            sequence: delta.moment.sequence,
+            delta: delta.moment.id,
+            captured_at: delta.moment.captured_at,
+            bytes: delta.bytes,
+        };
+        self.spool.iter().map(pending).collect()
+    }
+
+    /// The recovery points, oldest first.
+    #[must_use]
+    pub fn points(&self) -> Vec<Point> {
+        let all_sealed_from = self
+            .state
+            .segments
+            .iter()
+            .rposition(|segment| !segment.sealed)
+            .map_or(0, |at| at + 1);
+        let points = self
+            .state
+            .segments
+            .iter()
+            .enumerate()
+            .filter(|(_, segment)| segment.is_point);
+        points
+            .map(|(at, segment)| self.point_of(segment, at >= all_sealed_from))
+            .collect()
+    }
+
+    fn point_of(&self, segment: &SegmentState, sealed: bool) -> Point {
+        let disks = self
+            .state
+            .disks
+            .iter()
+            .zip(&segment.disks)
+            .map(|(disk, at)| PointDisk {
+                id: disk.id.clone(),
+                size: at.size,
+                image: self.layout.sealed_segment(&disk.id, segment.number),
+            });
+        Point {
+            sequence: segment.moment.sequence,
+            delta: segment.moment.id,
+            captured_at: segment.moment.captured_at,
+            opened_at: segment.opened_at,
+            consistency: segment.moment.consistency,
+            sealed,
+            disks: disks.collect(),
+        }
+    }
+
+    /// Opens one disk of a recovery point for reading. It stays readable while deltas are applied.
+    ///
+    /// # Errors
+    /// [`Refused::NoPoint`], [`Refused::NoDisk`], [`Refused::Committed`].
+    pub fn reader(&self, sequence: Sequence, disk: &DiskId) -> Result<PointReader, StoreError> {
+        let at = self.disk_index(disk)?;
+        let segment = self.point_segment(sequence)?;
+        let view = View {
+            chain: Arc::clone(&self.images[at].chain),
+            boundary: Some(segment.number),
+            size: segment.disks[at].size.bytes(),
+        };
+        Ok(PointReader::new(view, Pin::new(&self.pins, segment.number)))
+    }
+
+    pub(crate) fn disk_index(&self, disk: &DiskId) -> Result<usize, Refused> {
+        let position = self.state.disks.iter().position(|other| other.id == *disk);
+        position.ok_or_else(|| Refused::NoDisk { disk: disk.clone() })
+    }
+
+    pub(crate) fn point_segment(&self, sequence: Sequence) -> Result<&SegmentState, Refused> {
+        if let Phase::Committed(_) = self.state.phase {
+            return Err(Refused::Committed);
+        }
+        let segment = self
+            .state
+            .segments
+            .iter()
+            .find(|segment| segment.is_point && segment.moment.sequence == sequence);
+        segment.ok_or(Refused::NoPoint { sequence })
+    }
+
+    /// Refuses unless the store is a replica.
+    pub(crate) fn refuse_unless_replica(&self) -> Result<(), Refused> {
+        match self.state.phase {
+            Phase::Replica => Ok(()),
+            Phase::FailingOver(_) | Phase::FailedOver(_) => Err(Refused::FailedOver),
+            Phase::Committing(_) => Err(Refused::Committing),
+            Phase::Committed(_) => Err(Refused::Committed),
+        }
+    }
+
+    /// The boundary that a failover stands on, which nothing may remove.
+    pub(crate) fn failover_boundary(&self) -> Option<u64> {
+        match &self.state.phase {
+            Phase::Replica | Phase::Committed(_) => None,
+            Phase::FailingOver(failover)
+            | Phase::FailedOver(failover)
+            | Phase::Committing(failover) => match failover.target {
+                Target::Newest => None,
+                Target::Segment(number) => Some(number),
+            },
+        }
+    }
+}
+
+/// Refuses a folder that holds anything but what an unfinished `init` leaves.
+fn refuse_foreign_content(disk: &dyn DiskPort, layout: &Layout) -> Result<(), StoreError> {
+    const OURS: [&str; 8] = [
+        "disks",
+        "points",
+        "spool",
+        "failover",
+        "divergence",
+        "trash",
+        "journal.new",
+        "lock",
+    ];
+    let root = layout.root();
+    let foreign = |name: &str| !OURS.contains(&name);
+    if disk
+        .list(root)
+        .context("list", root)?
+        .iter()
+        .any(|entry| foreign(&entry.name))
+    {
+        return Err(Refused::NotEmpty {
+            path: root.to_owned(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// Makes a disk's folder with an empty head. Durable on return but for the folder's own name.
+fn make_disk(
+    disk: &dyn DiskPort,
+    layout: &Layout,
+    id: &DiskId,
+    size: DiskSize,
+) -> Result<(), StoreError> {
+    files::ensure_dir(disk, &layout.disk(id))?;
+    files::ensure_dir(disk, &layout.segments(id))?;
+    for (path, len) in [(layout.head(id), size.bytes()), (layout.digests(id), 0)] {
+        files::remove(disk, &path)?;
+        let file = disk.create(&path).context("create", &path)?;
+        file.set_len(len).context("size", &path)?;
+        file.sync().context("sync", &path)?;
+    }
+    make_wrapper(disk, layout, id, size)?;
+    let folder = layout.disk(id);
+    disk.sync_dir(&folder).context("sync", &folder)
+}
+
+/// Makes the image by which QEMU uses a head: written aside, verified, renamed.
+pub(crate) fn make_wrapper(
+    disk: &dyn DiskPort,
+    layout: &Layout,
+    id: &DiskId,
+    size: DiskSize,
+) -> Result<(), StoreError> {
+    let (new, path, head) = (layout.new_wrapper(id), layout.wrapper(id), layout.head(id));
+    let failed = |error: lifeboat_qcow2::WrapperError| image_error(&new, &error);
+    let head = head.to_str().ok_or_else(|| {
+        let why = std::io::Error::new(std::io::ErrorKind::InvalidFilename, "the path is not UTF-8");
+        StoreError::Io {
+            what: "name in an image",
+            path: head.clone(),
+            source: why,
+        }
+    })?;
+    files::remove(disk, &new)?;
+    let file = disk.create(&new).context("create", &new)?;
+    lifeboat_qcow2::write_wrapper(file.as_ref(), size.bytes(), head).map_err(failed)?;
+    lifeboat_qcow2::verify_wrapper(file.as_ref(), size.bytes(), head).map_err(failed)?;
+    disk.rename(&new, &path).context("rename", &new)?;
+    files::sync_parent(disk, &path)
+}
+
+/// Opens the files of one disk.
+pub(crate) fn open_image(
+    disk: &dyn DiskPort,
+    layout: &Layout,
+    id: &DiskId,
+) -> Result<Image, StoreError> {
+    let open = |path: PathBuf| disk.open(&path, Access::ReadWrite).context("open", &path);
+    let head = open(layout.head(id))?;
+    let digests = DigestTable::new(open(layout.digests(id))?);
+    let chain = Arc::new(Chain::new(head, Vec::new()));
+    Ok(Image {
+        id: id.clone(),
+        chain,
+        writer: None,
+        digests,
+        guards: Vec::new(),
+    })
+}
+
+/// Reads a store's state without opening it for changes.
+pub(crate) fn read_state(disk: &dyn DiskPort, layout: &Layout) -> Result<State, StoreError> {
+    let root = layout.root();
+    let missing = disk
+        .kind(&layout.journal())
+        .context("look up", root)?
+        .is_none();
+    if missing
+        && disk
+            .kind(&layout.disks())
+            .context("look up", root)?
+            .is_none()
+    {
+        return Err(Refused::NoStore {
+            path: root.to_owned(),
+        }
+        .into());
+    }
+    journal::read(disk, layout)
+}
+
+/// Counts the users of each boundary.
+pub(crate) type PinCounts = BTreeMap<u64, usize>;
