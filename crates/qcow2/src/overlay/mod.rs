@@ -23,6 +23,7 @@ mod refcounts;
 mod table;
 mod write;
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -42,7 +43,6 @@ pub use write::WriteError;
 pub type ReadBelow<'a> = &'a (dyn Fn(u64, &mut [u8]) -> io::Result<()> + 'a);
 
 /// An open overlay.
-#[derive(Debug)]
 pub struct Overlay {
     file: Arc<dyn DiskFile>,
     access: Access,
@@ -51,6 +51,16 @@ pub struct Overlay {
     claims: Claims,
     /// Held while a flush writes, so that batches reach the disk one after the other.
     flushing: Mutex<()>,
+}
+
+impl fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the tables, which are megabytes.
+        f.debug_struct("Overlay")
+            .field("access", &self.access)
+            .field("geometry", &self.geometry)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a read of the guest's disk failed.
