@@ -318,16 +318,24 @@ impl<R: Read> Input<R> {
     ) -> Result<(), DecodeError> {
         let stored_len = payload.stored_len as usize;
         self.reserve(framed.padding + stored_len as u64)?;
-        let mut padding = [0; SHARE_ALIGNMENT as usize];
-        let padding = &mut padding[..framed.padding as usize];
-        self.read(padding)?;
-        if !crate::is_zero(padding) {
-            return Err(DecodeError::Padding {
-                position: self.position,
-            });
+        if framed.padding > 0 {
+            self.read_padding(framed.padding as usize)?;
         }
         stored.resize(stored_len, 0);
         self.read(stored)
+    }
+
+    fn read_padding(&mut self, length: usize) -> Result<(), DecodeError> {
+        let mut padding = [0; SHARE_ALIGNMENT as usize];
+        let padding = &mut padding[..length];
+        self.read(padding)?;
+        if crate::is_zero(padding) {
+            Ok(())
+        } else {
+            Err(DecodeError::Padding {
+                position: self.position,
+            })
+        }
     }
 
     fn expect_end(&mut self) -> Result<(), DecodeError> {
