@@ -8,7 +8,7 @@ use crate::header::Header;
 use crate::identity::Content;
 use crate::manifest::Manifest;
 use crate::payload::Encoding;
-use crate::reading::{DecodeError, Framed, Limits, Reading};
+use crate::reading::{DecodeError, Framed, Limits, Reading, State};
 
 /// One thing a stream says. `disk` is an index into the manifest's disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +45,6 @@ pub struct Decoder<R> {
     reading: Reading<R>,
     content: Content,
     state: State,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum State {
-    Open,
-    Ended(Footer),
-    Failed,
 }
 
 impl<R: Read> Decoder<R> {
@@ -122,10 +115,7 @@ impl<R: Read> Decoder<R> {
     /// The footer, once it has been proved.
     #[must_use]
     pub const fn footer(&self) -> Option<&Footer> {
-        match &self.state {
-            State::Ended(footer) => Some(footer),
-            State::Open | State::Failed => None,
-        }
+        self.state.footer()
     }
 
     /// How many bytes of the stream have been read.
@@ -168,10 +158,8 @@ impl<R: Read> Decoder<R> {
 
     /// Reads and proves one frame with its payload; at the end, the footer.
     pub(crate) fn advance(&mut self) -> Result<Option<Framed>, DecodeError> {
-        match self.state {
-            State::Open => (),
-            State::Ended(_) => return Ok(None),
-            State::Failed => return Err(DecodeError::Stopped),
+        if !self.state.is_open()? {
+            return Ok(None);
         }
         self.state = State::Failed;
         let framed = self.reading.read_frame_header()?;

@@ -2,7 +2,7 @@
 //! stand on export media.
 //!
 //! A stream carries one frozen moment of all disks of one VM: an [`Encoder`] writes it, a
-//! [`Decoder`] reads it in order, [`copy_verified`] passes it on, and [`scan`] lists
+//! [`Decoder`] reads it in order, [`copy_verified`] passes it on, and [`scan()`] lists
 //! where its payloads lie in a file. Every byte is covered by a checksum; readers refuse
 //! damage, cuts, and whatever the format does not allow, and need a few MiB of memory whatever the
 //! input claims. The bytes are described in `docs/delta-stream.md`.

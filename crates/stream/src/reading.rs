@@ -20,7 +20,7 @@ use crate::rules::{RuleError, Rules};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The most bytes the stream may have, footer included. A stream that would pass it is
-    /// refused before the frame that does so is read.
+    /// refused before the bytes that do so are read.
     pub stream_bytes: u64,
     pub ending: Ending,
 }
@@ -97,6 +97,32 @@ pub(crate) struct Framed {
     pub padding: u64,
     /// Where the payload starts.
     pub payload_position: u64,
+}
+
+/// How far a reader has got.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum State {
+    Open,
+    Ended(Footer),
+    Failed,
+}
+
+impl State {
+    /// Whether there may be more to read.
+    pub(crate) const fn is_open(self) -> Result<bool, DecodeError> {
+        match self {
+            Self::Open => Ok(true),
+            Self::Ended(_) => Ok(false),
+            Self::Failed => Err(DecodeError::Stopped),
+        }
+    }
+
+    pub(crate) const fn footer(&self) -> Option<&Footer> {
+        match self {
+            Self::Ended(footer) => Some(footer),
+            Self::Open | Self::Failed => None,
+        }
+    }
 }
 
 impl<R: Read> Reading<R> {
@@ -317,7 +343,6 @@ impl<R: Read> Input<R> {
         stored: &mut Vec<u8>,
     ) -> Result<(), DecodeError> {
         let stored_len = payload.stored_len as usize;
-        self.reserve(framed.padding + stored_len as u64)?;
         if framed.padding > 0 {
             self.read_padding(framed.padding as usize)?;
         }

@@ -7,7 +7,7 @@ use crate::frame::{BlobKind, Meaning};
 use crate::header::Header;
 use crate::manifest::Manifest;
 use crate::payload::PayloadRef;
-use crate::reading::{DecodeError, Limits, Reading};
+use crate::reading::{DecodeError, Limits, Reading, State};
 
 /// How much is read at a time: enough for the headers between small payloads, little
 /// where payloads are large and skipped.
@@ -50,13 +50,6 @@ pub struct Scan<S> {
     state: State,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum State {
-    Open,
-    Ended(Footer),
-    Failed,
-}
-
 /// Begins to list the stream that starts where `source` stands.
 ///
 /// # Errors
@@ -88,10 +81,8 @@ impl<S: Read + Seek> Scan<S> {
     /// The first thing that is wrong with the stream; every later call is refused with
     /// [`DecodeError::Stopped`].
     pub fn next_entry(&mut self) -> Result<Option<Entry>, DecodeError> {
-        match self.state {
-            State::Open => (),
-            State::Ended(_) => return Ok(None),
-            State::Failed => return Err(DecodeError::Stopped),
+        if !self.state.is_open()? {
+            return Ok(None);
         }
         self.state = State::Failed;
         let framed = self.reading.read_frame_header()?;
@@ -150,10 +141,7 @@ impl<S: Read + Seek> Scan<S> {
     /// The footer, once it has been proved.
     #[must_use]
     pub const fn footer(&self) -> Option<&Footer> {
-        match &self.state {
-            State::Ended(footer) => Some(footer),
-            State::Open | State::Failed => None,
-        }
+        self.state.footer()
     }
 
     /// How many bytes of the stream have been passed.

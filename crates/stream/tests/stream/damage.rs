@@ -209,6 +209,14 @@ fn a_stream_longer_than_its_limit_is_refused_before_it_passes() {
             "{limit}"
         );
         assert!(written.len() as u64 <= limit);
+        let listed = scan(Cursor::new(&stream), &limits(limit)).and_then(|mut scan| {
+            while scan.next_entry()?.is_some() {}
+            Ok(())
+        });
+        assert!(
+            matches!(listed, Err(DecodeError::TooLong { limit: named, .. }) if named == limit),
+            "{limit}"
+        );
     }
 }
 
