@@ -268,7 +268,7 @@ impl Store {
     }
 
     /// Writes what the recovery point is, for people and for a rescan.
-    fn write_manifest(&self, segment: &SegmentState) -> Result<(), StoreError> {
+    pub(crate) fn write_manifest(&self, segment: &SegmentState) -> Result<(), StoreError> {
         let sequence = segment.moment.sequence;
         let manifest = PointManifest {
             vm: self.state.vm,

@@ -48,6 +48,11 @@ pub struct StartedDisk {
     pub size: DiskSize,
     /// The qcow2 image to start the VM on.
     pub image: PathBuf,
+    /// The images that it stands on, each the backing file of the one before; the last one,
+    /// the disk's wrapper, keeps its data in `head`.
+    pub below: Vec<PathBuf>,
+    /// The raw file that holds the disk's newest state.
+    pub head: PathBuf,
 }
 
 impl Store {
@@ -129,12 +134,29 @@ impl Store {
                 id: disk.id.clone(),
                 size,
                 image: self.layout.overlay(&disk.id),
+                below: self.images_below(&disk.id, failover.target),
+                head: self.layout.head(&disk.id),
             });
         Some(StartedFailover {
             sequence,
             lineage: failover.lineage,
             disks: disks.collect(),
         })
+    }
+
+    fn images_below(&self, disk: &DiskId, target: Target) -> Vec<PathBuf> {
+        let segments = self
+            .state
+            .segments
+            .iter()
+            .filter(|segment| match target {
+                Target::Newest => false,
+                Target::Segment(number) => segment.number >= number,
+            })
+            .map(|segment| self.layout.sealed_segment(disk, segment.number));
+        segments
+            .chain(std::iter::once(self.layout.wrapper(disk)))
+            .collect()
     }
 
     /// Makes the overlays of a failover that was journaled.
@@ -169,18 +191,18 @@ impl Store {
     }
 
     /// Makes the wrapper anew unless it is as we write it; a moved store needs that too.
-    pub(crate) fn ready_wrapper(&self, disk: &DiskId, size: DiskSize) -> Result<(), StoreError> {
+    /// Answers whether it did.
+    pub(crate) fn ready_wrapper(&self, disk: &DiskId, size: DiskSize) -> Result<bool, StoreError> {
         let path = self.layout.wrapper(disk);
         let head = self.layout.head(disk);
         let is_ready = self.disk.open(&path, Access::ReadOnly).is_ok_and(|file| {
             head.to_str()
                 .is_some_and(|head| verify_wrapper(file.as_ref(), size.bytes(), head).is_ok())
         });
-        if is_ready {
-            Ok(())
-        } else {
-            make_wrapper(self.disk.as_ref(), &self.layout, disk, size)
+        if !is_ready {
+            make_wrapper(self.disk.as_ref(), &self.layout, disk, size)?;
         }
+        Ok(!is_ready)
     }
 
     /// Gives up the failover and what the guest wrote since: the store is a replica again.

@@ -40,7 +40,57 @@ pub struct Finding {
     pub points: Vec<Sequence>,
 }
 
+/// What a rescan made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Rescanned {
+    /// Images by which QEMU uses the disks; they name the folder that the store lies in.
+    pub images_made: usize,
+    /// Descriptions of recovery points that were missing.
+    pub manifests_made: usize,
+}
+
 impl Store {
+    /// Brings a store into order that was moved, copied or restored: images name the disks
+    /// where they lie now, and every recovery point has its description. What the journal
+    /// speaks of was found when the store was opened.
+    ///
+    /// # Errors
+    /// Refused while a failed-over VM runs; else what the operating system says.
+    pub fn rescan(&mut self) -> Result<Rescanned, StoreError> {
+        let failed_over = matches!(self.state.phase, Phase::FailedOver(_));
+        let _overlays = if failed_over {
+            self.guard_overlays()?
+        } else {
+            Vec::new()
+        };
+        self.change(|store| {
+            let mut made = Rescanned {
+                images_made: 0,
+                manifests_made: 0,
+            };
+            for at in 0..store.images.len() {
+                let disk = store.state.disks[at].clone();
+                if store.ready_wrapper(&disk.id, disk.size)? {
+                    made.images_made += 1;
+                    // The locks are on the file that had the name before.
+                    store.images[at].guards.clear();
+                }
+            }
+            if matches!(store.state.phase, Phase::Replica) {
+                store.guard_images()?;
+            }
+            for segment in &store.state.segments {
+                let path = store.layout.point(segment.moment.sequence);
+                let is_missing = store.disk.kind(&path).context("look up", &path)?.is_none();
+                if segment.is_point && is_missing {
+                    store.write_manifest(segment)?;
+                    made.manifests_made += 1;
+                }
+            }
+            Ok(made)
+        })
+    }
+
     /// Reads and compares everything: spool, segments, heads. Goes on after a finding.
     ///
     /// # Errors
