@@ -1,16 +1,18 @@
 //! Arbitrary bytes: no reader panics, and all readers agree.
 //!
 //! Nearly no input survives the checksums, so each one is also tried with its checksums,
-//! digests and footer put right: that leads past them to every rule behind.
+//! digests and footer put right, and once more as the frames between a sound opening
+//! and a sound end: that leads past them to every rule behind.
 
 #![no_main]
 
 use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
+use lifeboat_model::{Consistency, DiskSize, LineageId, RelationshipId, Sequence, Timestamp};
 use lifeboat_stream::{
-    Compression, Decoder, Encoder, Ending, Entry, Frame, Layout, Limits, Options, PayloadDecoder,
-    Summary, copy_verified, scan, verify,
+    Compression, Decoder, Disk, Encoder, Ending, Entry, Frame, Header, Kind, Layout, Limits,
+    Manifest, Options, PayloadDecoder, Summary, copy_verified, scan, verify,
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
 
@@ -27,7 +29,36 @@ const LIMITS: Limits = Limits {
 fuzz_target!(|input: &[u8]| {
     check(input);
     check(&repair(input));
+    check(&repair(&surround(input)));
 });
+
+/// A stream of two disks whose frames are the input.
+fn surround(frames: &[u8]) -> Vec<u8> {
+    let kind = match frames.len() % 4 {
+        0 => Kind::Initial,
+        _ => Kind::Resync,
+    };
+    let header = Header {
+        relationship: RelationshipId::from_bytes([1; 16]),
+        lineage: LineageId::from_bytes([2; 16]),
+        base: None,
+        sequence: Sequence::new(3),
+        kind,
+    };
+    let disk = |id: &str, size| Disk {
+        id: id.parse().expect("a disk id"),
+        size: DiskSize::try_from(size).expect("a disk size"),
+    };
+    let disks = vec![disk("sda", 1 << 20), disk("sdb", 512)];
+    let manifest = Manifest::new(Timestamp::from_micros(0), Consistency::Crash, disks)
+        .expect("a manifest of two disks");
+    let mut stream = Vec::new();
+    Encoder::new(&mut stream, &header, &manifest, RAW).expect("a sound opening");
+    stream.extend_from_slice(frames);
+    stream.push(5);
+    stream.resize(stream.len() - 1 + FRAME + FOOTER, 0);
+    stream
+}
 
 fn check(stream: &[u8]) {
     let mut copy = Vec::new();
@@ -46,6 +77,11 @@ fn check(stream: &[u8]) {
     let repeated = verify(&again[..], &LIMITS_OF_RAW).expect("what was encoded verifies");
     assert_same_content(&summary, &repeated);
 }
+
+const RAW: Options = Options {
+    compression: Compression::None,
+    layout: Layout::Compact,
+};
 
 /// Decompressed, the stream may be far longer.
 const LIMITS_OF_RAW: Limits = Limits {
@@ -71,13 +107,9 @@ fn scan_through(stream: &[u8]) -> Option<()> {
 
 fn encode_again(stream: &[u8]) -> Vec<u8> {
     let mut decoder = Decoder::new(stream, &LIMITS).expect("the stream verified");
-    let options = Options {
-        compression: Compression::None,
-        layout: Layout::Compact,
-    };
     let (header, manifest) = (*decoder.header(), decoder.manifest().clone());
     let mut encoder =
-        Encoder::new(Vec::new(), &header, &manifest, options).expect("a header that was read");
+        Encoder::new(Vec::new(), &header, &manifest, RAW).expect("a header that was read");
     let mut blob = Vec::new();
     while let Some(frame) = decoder.next_frame().expect("the stream verified") {
         match frame {
