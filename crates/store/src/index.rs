@@ -54,6 +54,9 @@ impl Index {
 
     /// The range in order, cut into what is saved and what (`None`) is not.
     pub(crate) fn pieces(&self, range: Range<u64>) -> Vec<(Range<u64>, Option<Saved>)> {
+        if range.is_empty() {
+            return Vec::new();
+        }
         let mut pieces = Vec::new();
         let mut position = range.start;
         let before = self

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use lifeboat_model::BLOCK_SIZE;
 use lifeboat_qcow2::{SEGMENT_CLUSTER, SealedCluster};
@@ -41,7 +41,8 @@ pub(crate) struct Segment {
     number: u64,
     data: Arc<dyn DiskFile>,
     index_file: Arc<dyn DiskFile>,
-    lengths: Lengths,
+    /// What of the files is valid; grows while the segment is open.
+    lengths: Mutex<Lengths>,
     /// Read from the file when it is first needed.
     index: OnceLock<RwLock<Index>>,
 }
@@ -58,13 +59,17 @@ impl Segment {
             number,
             data,
             index_file,
-            lengths,
+            lengths: Mutex::new(lengths),
             index: OnceLock::new(),
         }
     }
 
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    fn lengths(&self) -> Lengths {
+        *self.lengths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn data(&self) -> &Arc<dyn DiskFile> {
@@ -77,9 +82,10 @@ impl Segment {
         data_path: &Path,
         index_path: &Path,
     ) -> Result<(), StoreError> {
+        let lengths = self.lengths();
         let files = [
-            (&self.data, self.lengths.data, data_path),
-            (&self.index_file, self.lengths.index, index_path),
+            (&self.data, lengths.data, data_path),
+            (&self.index_file, lengths.index, index_path),
         ];
         for (file, expected, path) in files {
             let found = file.len().context("measure", path)?;
@@ -113,22 +119,23 @@ impl Segment {
         &self,
         mut each: impl FnMut(IndexRecord) -> io::Result<()>,
     ) -> io::Result<()> {
-        if !self.lengths.index.is_multiple_of(RECORD_LEN as u64) {
+        let lengths = self.lengths();
+        if !lengths.index.is_multiple_of(RECORD_LEN as u64) {
             return Err(damaged(Damage::Length {
-                found: self.lengths.index,
-                expected: self.lengths.index.next_multiple_of(64),
+                found: lengths.index,
+                expected: lengths.index.next_multiple_of(64),
             }));
         }
-        let mut buffer = vec![0; INDEX_CHUNK.min(self.lengths.index as usize)];
+        let mut buffer = vec![0; INDEX_CHUNK.min(lengths.index as usize)];
         let mut position = 0;
-        while position < self.lengths.index {
-            let count = (buffer.len() as u64).min(self.lengths.index - position) as usize;
+        while position < lengths.index {
+            let count = (buffer.len() as u64).min(lengths.index - position) as usize;
             self.index_file.read_at(&mut buffer[..count], position)?;
             for (at, bytes) in buffer[..count].chunks_exact(RECORD_LEN).enumerate() {
                 let number = position / RECORD_LEN as u64 + at as u64;
                 let bytes = bytes.try_into().expect("BUG: a chunk is a record");
                 each(
-                    IndexRecord::decode(bytes, number, self.number, self.lengths.data)
+                    IndexRecord::decode(bytes, number, self.number, lengths.data)
                         .map_err(damaged)?,
                 )?;
             }
@@ -137,7 +144,8 @@ impl Segment {
         Ok(())
     }
 
-    fn publish(&self, records: &[IndexRecord]) {
+    fn publish(&self, records: &[IndexRecord], lengths: Lengths) {
+        *self.lengths.lock().unwrap_or_else(PoisonError::into_inner) = lengths;
         let index = self
             .index
             .get()
@@ -225,7 +233,7 @@ impl SegmentWriter {
 
     /// Continues an open segment, whose files are cut to what the journal says.
     pub(crate) fn resume(segment: Arc<Segment>) -> io::Result<Self> {
-        let lengths = segment.lengths;
+        let lengths = segment.lengths();
         segment.data.set_len(lengths.data)?;
         segment.index_file.set_len(lengths.index)?;
         let mut clusters = HashMap::new();
@@ -472,7 +480,7 @@ impl SegmentWriter {
 
     /// Shows readers what was saved. Only after the journal has recorded it.
     pub(crate) fn publish(&mut self) {
-        self.segment.publish(&self.pending);
+        self.segment.publish(&self.pending, self.lengths);
         self.pending.clear();
     }
 }

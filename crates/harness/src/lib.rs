@@ -1,0 +1,13 @@
+//! Test tooling, never part of the product.
+//!
+//! A [`ShadowVm`] is what a test knows of a VM by its own writing: the bytes of its disks now
+//! and at every moment it was captured. It makes delta streams from its own log of what it
+//! wrote, never by asking code under test, and compares what a store says with what it knows.
+
+mod compare;
+mod random;
+mod shadow;
+
+pub use compare::{compare_point, compare_points, read_failover_disk, read_file};
+pub use random::Random;
+pub use shadow::{Activity, ShadowVm};
