@@ -2,6 +2,7 @@
 
 use std::io;
 
+use lifeboat_model::{DiskSize, InvalidDiskSize};
 use lifeboat_sys::disk::DiskFile;
 
 use crate::geometry::{Geometry, L2Format};
@@ -20,10 +21,8 @@ pub enum Below<'a> {
 /// Why no overlay was made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
-    #[error(
-        "create an overlay: {virtual_size} bytes is no size of a disk, which is a multiple of 512 and not 0"
-    )]
-    Size { virtual_size: u64 },
+    #[error("create an overlay: its disk cannot have that size")]
+    Size { source: InvalidDiskSize },
     #[error("create an overlay: its backing file cannot be named")]
     Backing { source: InvalidName },
     #[error("create an overlay: the file is not empty")]
@@ -38,22 +37,19 @@ pub enum CreateError {
 /// Durable on return; a crash before leaves a file that is no image.
 ///
 /// # Errors
-/// If the size is impossible (see `virtual_size` in the message), the name below cannot
-/// stand in a header, or writing fails.
+/// If the size is no [`DiskSize`], the name below cannot stand in a header, the file is not
+/// empty, or writing fails.
 pub fn create_overlay(
     file: &dyn DiskFile,
     virtual_size: u64,
     below: Below<'_>,
 ) -> Result<(), CreateError> {
+    DiskSize::try_from(virtual_size).map_err(|source| CreateError::Size { source })?;
     let geometry = Geometry {
         virtual_size,
         cluster_bits: 17,
         l2_format: L2Format::Extended,
     };
-    let l1_entries = geometry
-        .l1_entries()
-        .filter(|_| virtual_size != 0 && virtual_size.is_multiple_of(512))
-        .ok_or(CreateError::Size { virtual_size })?;
     let link = match below {
         Below::Named(backing) => {
             backing
@@ -67,15 +63,11 @@ pub fn create_overlay(
     if file.len().map_err(write_error)? != 0 {
         return Err(CreateError::NotEmpty);
     }
-    write_empty(file, &geometry, l1_entries, link).map_err(write_error)
+    write_empty(file, &geometry, link).map_err(write_error)
 }
 
-fn write_empty(
-    file: &dyn DiskFile,
-    geometry: &Geometry,
-    l1_entries: u64,
-    link: Link<'_>,
-) -> io::Result<()> {
+fn write_empty(file: &dyn DiskFile, geometry: &Geometry, link: Link<'_>) -> io::Result<()> {
+    let l1_entries = geometry.l1_entries_of_a_disk();
     let l1_clusters = geometry.clusters_for(l1_entries * 8);
     let area = RefcountArea::after(geometry, 1 + l1_clusters);
     area.write(file, geometry, |_| true)?;

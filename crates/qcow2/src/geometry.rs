@@ -64,6 +64,12 @@ impl Geometry {
         (entries <= MAX_L1_BYTES / 8).then_some(entries)
     }
 
+    /// L1 entries of an image that Lifeboat makes, for a disk of a valid size.
+    pub fn l1_entries_of_a_disk(&self) -> u64 {
+        self.l1_entries()
+            .expect("BUG: our clusters cannot map the largest disk")
+    }
+
     /// Clusters that hold `bytes` bytes.
     pub fn clusters_for(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.cluster_size())

@@ -15,6 +15,7 @@
 
 use std::io;
 
+use lifeboat_model::{DiskSize, InvalidDiskSize};
 use lifeboat_sys::disk::DiskFile;
 
 use crate::geometry::{COPIED, Geometry, L2Format, OFFSET_LIMIT};
@@ -90,7 +91,7 @@ impl Layout {
 pub struct Seal<'a> {
     /// Bytes of the file, which hold the free first cluster and the data and nothing else.
     pub data_len: u64,
-    /// Bytes of the guest's disk, a multiple of 512.
+    /// Bytes of the guest's disk; a valid [`DiskSize`].
     pub virtual_size: u64,
     pub layout: Layout,
     pub backing: Backing<'a>,
@@ -109,10 +110,8 @@ pub struct SealedInfo {
 /// Why a segment could not be sealed. The file is to be cut to its data and sealed again.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    #[error(
-        "seal a segment: {virtual_size} bytes is no size of a disk, which is a multiple of 512 and not 0"
-    )]
-    Size { virtual_size: u64 },
+    #[error("seal a segment: its disk cannot have that size")]
+    Size { source: InvalidDiskSize },
     #[error(
         "seal a segment: its file has {file_len} bytes instead of {data_len}; cut it to its data first"
     )]
@@ -227,10 +226,7 @@ struct Sealer<'a> {
 impl<'a> Sealer<'a> {
     fn new(file: &'a dyn DiskFile, plan: &'a Seal<'a>) -> Result<Self, SealError> {
         let virtual_size = plan.virtual_size;
-        let size_error = SealError::Size { virtual_size };
-        if virtual_size == 0 || !virtual_size.is_multiple_of(512) {
-            return Err(size_error);
-        }
+        DiskSize::try_from(virtual_size).map_err(|source| SealError::Size { source })?;
         plan.backing
             .validate()
             .map_err(|source| SealError::Backing { source })?;
@@ -242,7 +238,7 @@ impl<'a> Sealer<'a> {
             });
         }
         let geometry = plan.layout.geometry(virtual_size);
-        let l1_entries = geometry.l1_entries().ok_or(size_error)?;
+        let l1_entries = geometry.l1_entries_of_a_disk();
         // Data ends with whole clusters of a segment, whatever the layout.
         let data_len = plan
             .data_len

@@ -9,6 +9,7 @@
 
 use std::io;
 
+use lifeboat_model::{DiskSize, InvalidDiskSize};
 use lifeboat_sys::disk::DiskFile;
 
 use crate::geometry::{COPIED, Geometry, L2Format};
@@ -23,10 +24,8 @@ const CLUSTER_BITS: u32 = 21;
 /// Why a wrapper could not be made, or is not one to start a guest on.
 #[derive(Debug, thiserror::Error)]
 pub enum WrapperError {
-    #[error(
-        "make a wrapper: {virtual_size} bytes is no size of a disk, which is a multiple of 512 and not 0"
-    )]
-    Size { virtual_size: u64 },
+    #[error("make a wrapper: its disk cannot have that size")]
+    Size { source: InvalidDiskSize },
     #[error("make a wrapper: its data file cannot be named")]
     DataFile { source: InvalidName },
     #[error("write a wrapper")]
@@ -59,30 +58,25 @@ pub enum WrapperError {
 /// It is neither opened nor looked at. Memory: one table of 2 MiB. Durable on return.
 ///
 /// # Errors
-/// If size or name are impossible, or writing fails.
+/// If the size is no [`DiskSize`], the name is not absolute, or writing fails.
 pub fn write_wrapper(
     file: &dyn DiskFile,
     virtual_size: u64,
     data_file: &str,
 ) -> Result<(), WrapperError> {
+    DiskSize::try_from(virtual_size).map_err(|source| WrapperError::Size { source })?;
     let geometry = Geometry {
         virtual_size,
         cluster_bits: CLUSTER_BITS,
         l2_format: L2Format::Plain,
     };
-    if virtual_size == 0 || !virtual_size.is_multiple_of(512) || virtual_size > MAX_SIZE {
-        return Err(WrapperError::Size { virtual_size });
-    }
     header::validate_data_file(data_file).map_err(|source| WrapperError::DataFile { source })?;
     write_image(file, &geometry, data_file).map_err(|source| WrapperError::Write { source })
 }
 
-/// Offsets beyond this do not fit in an L2 entry.
-const MAX_SIZE: u64 = 1 << 55;
-
 fn write_image(file: &dyn DiskFile, geometry: &Geometry, data_file: &str) -> io::Result<()> {
     let cluster_size = geometry.cluster_size();
-    let l1_entries = geometry.virtual_size.div_ceil(geometry.table_span());
+    let l1_entries = geometry.l1_entries_of_a_disk();
     let l1_clusters = geometry.clusters_for(l1_entries * 8);
     let first_table = 1 + l1_clusters;
     file.set_len(0)?;

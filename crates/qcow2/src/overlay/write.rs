@@ -56,12 +56,12 @@ impl Overlay {
     /// If the range lies beyond the end of the disk, or reading or writing fails.
     pub fn write(&self, offset: u64, bytes: &[u8], below: ReadBelow<'_>) -> Result<(), WriteError> {
         for part in self.parts(offset, bytes.len() as u64)? {
+            self.make_room()?;
             let start = (part.range.start - offset) as usize;
             let end = (part.range.end - offset) as usize;
             self.write_part(&part, &bytes[start..end], below)?;
         }
-        self.flush_if_many()
-            .map_err(|source| WriteError::Flush { source })
+        Ok(())
     }
 
     /// Makes a range of the guest's disk read as zeroes, whatever lies below, and gives back
@@ -76,11 +76,17 @@ impl Overlay {
         below: ReadBelow<'_>,
     ) -> Result<(), WriteError> {
         for part in self.parts(offset, len)? {
+            self.make_room()?;
             self.zero_part(&part, below)?;
-            self.flush_if_many()
-                .map_err(|source| WriteError::Flush { source })?;
         }
         Ok(())
+    }
+
+    /// Flushes if many changes wait for it. Before a write, not after: a write that cannot
+    /// be flushed adds nothing to what waits.
+    fn make_room(&self) -> Result<(), WriteError> {
+        self.flush_if_many()
+            .map_err(|source| WriteError::Flush { source })
     }
 
     /// Cuts a request at the borders of clusters.
