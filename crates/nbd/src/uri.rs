@@ -324,7 +324,7 @@ mod tests {
             ("nbd://h:/x", InvalidUri::Port(String::new())),
             ("nbd://h:+5/x", InvalidUri::Port("+5".to_owned())),
             ("nbd://h:65536/x", InvalidUri::Port("65536".to_owned())),
-            ("nbd://::1/x", InvalidUri::Port(":1".to_owned())),
+            ("nbd://::1/x", InvalidUri::Host),
             ("nbd://alice@h/x", InvalidUri::User),
             ("nbd+unix://h/x?socket=/s", InvalidUri::HostOfUnixSocket),
             ("nbd+unix:///x", InvalidUri::SocketMissing),

@@ -124,9 +124,6 @@ impl Terms<'_> {
                 "the command does not know this flag",
             ));
         }
-        if request.command == CMD_WRITE && extended && !carries {
-            return Err(failed(Errno::Invalid, "a write carries its data"));
-        }
         let writes = matches!(request.command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
         if writes && self.entry.access == Access::ReadOnly {
             return Err(failed(Errno::Permission, "the export is read-only"));

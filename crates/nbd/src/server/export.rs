@@ -146,14 +146,28 @@ pub(super) struct Entry {
     pub(super) granularity: Granularity,
     pub(super) contexts: Vec<ContextName>,
     retired: AtomicBool,
+    roster: Arc<Roster>,
+}
+
+/// The connections that use an export.
+#[derive(Debug, Default)]
+struct Roster {
     sessions: Mutex<HashMap<u64, Arc<dyn Wire>>>,
     left: Condvar,
 }
 
-/// A connection that uses an export, until it is dropped.
+/// A connection that uses an export, until it is dropped. The order of the fields
+/// matters: the export is let go before the roster says so.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) entry: Arc<Entry>,
+    _place: Place,
+}
+
+/// A line in a roster.
+#[derive(Debug)]
+struct Place {
+    roster: Arc<Roster>,
     id: u64,
 }
 
@@ -193,8 +207,7 @@ impl ExportSet {
             contexts: export.contexts(),
             export,
             retired: AtomicBool::new(false),
-            sessions: Mutex::default(),
-            left: Condvar::new(),
+            roster: Arc::default(),
         };
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if entries.contains_key(&name) {
@@ -206,7 +219,7 @@ impl ExportSet {
 
     /// Withdraws an export: new clients do not find it, connections that use it answer
     /// what they have received and end; after `grace` they are cut. When this returns
-    /// `Ok`, no request uses the export any more.
+    /// `Ok`, no connection holds the export any more.
     ///
     /// # Errors
     /// When there is no such export, or a call into it does not return; it is withdrawn
@@ -246,14 +259,17 @@ impl ExportSet {
 impl Entry {
     /// Registers a connection; nothing when the export has been withdrawn.
     pub(super) fn enter(self: &Arc<Self>, id: u64, wire: Arc<dyn Wire>) -> Option<Session> {
-        let mut sessions = self.sessions();
+        let mut sessions = self.roster.sessions();
         if self.is_retired() {
             return None;
         }
         sessions.insert(id, wire);
         Some(Session {
             entry: Arc::clone(self),
-            id,
+            _place: Place {
+                roster: Arc::clone(&self.roster),
+                id,
+            },
         })
     }
 
@@ -262,16 +278,16 @@ impl Entry {
     }
 
     fn retire(&self, grace: Duration) -> Result<(), ExportSetError> {
-        let mut sessions = self.sessions();
+        let mut sessions = self.roster.sessions();
         self.retired.store(true, Ordering::Release);
         for wire in sessions.values() {
             wire.stop_receiving();
         }
-        sessions = self.wait_until_empty(sessions, grace);
+        sessions = self.roster.wait_until_empty(sessions, grace);
         for wire in sessions.values() {
             wire.close();
         }
-        sessions = self.wait_until_empty(sessions, grace);
+        sessions = self.roster.wait_until_empty(sessions, grace);
         if sessions.is_empty() {
             return Ok(());
         }
@@ -280,7 +296,9 @@ impl Entry {
             connections: sessions.len(),
         })
     }
+}
 
+impl Roster {
     fn wait_until_empty<'a>(
         &self,
         sessions: MutexGuard<'a, HashMap<u64, Arc<dyn Wire>>>,
@@ -297,10 +315,10 @@ impl Entry {
     }
 }
 
-impl Drop for Session {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.entry.sessions().remove(&self.id);
-        self.entry.left.notify_all();
+        self.roster.sessions().remove(&self.id);
+        self.roster.left.notify_all();
     }
 }
 

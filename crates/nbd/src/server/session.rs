@@ -165,10 +165,9 @@ impl<'a> Floor<'a> {
         if request.command == CMD_DISC {
             return Ok(None);
         }
-        let carries = match framing {
-            Framing::Simple | Framing::Structured => request.command == CMD_WRITE,
-            Framing::Extended => request.flags & CMD_FLAG_PAYLOAD_LEN != 0,
-        };
+        // QEMU's client sends the data of a write without the flag that announces it.
+        let announced = framing == Framing::Extended && request.flags & CMD_FLAG_PAYLOAD_LEN != 0;
+        let carries = announced || request.command == CMD_WRITE;
         let most = u64::from(MAX_PAYLOAD);
         if carries && request.length > most {
             let length = request.length;
