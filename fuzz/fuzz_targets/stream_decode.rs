@@ -1,8 +1,8 @@
 //! Arbitrary bytes: no reader panics, and all readers agree.
 //!
 //! Nearly no input survives the checksums, so each one is also tried with its checksums,
-//! digests and footer put right, and once more as the frames between a sound opening
-//! and a sound end: that leads past them to every rule behind.
+//! digests and footer put right, and once more as a description of frames between a sound
+//! opening and a sound end: that leads past them to every rule behind.
 
 #![no_main]
 
@@ -29,12 +29,12 @@ const LIMITS: Limits = Limits {
 fuzz_target!(|input: &[u8]| {
     check(input);
     check(&repair(input));
-    check(&repair(&surround(input)));
+    check(&repair(&stream_of(input)));
 });
 
-/// A stream of two disks whose frames are the input.
-fn surround(frames: &[u8]) -> Vec<u8> {
-    let kind = match frames.len() % 4 {
+/// A stream of two disks whose frames are told, and here and there spoiled, by the input.
+fn stream_of(input: &[u8]) -> Vec<u8> {
+    let kind = match input.len() % 4 {
         0 => Kind::Initial,
         _ => Kind::Resync,
     };
@@ -54,10 +54,58 @@ fn surround(frames: &[u8]) -> Vec<u8> {
         .expect("a manifest of two disks");
     let mut stream = Vec::new();
     Encoder::new(&mut stream, &header, &manifest, RAW).expect("a sound opening");
-    stream.extend_from_slice(frames);
+    for told in input.chunks_exact(8) {
+        push_frame(&mut stream, told);
+    }
     stream.push(5);
     stream.resize(stream.len() - 1 + FRAME + FOOTER, 0);
     stream
+}
+
+fn push_frame(stream: &mut Vec<u8>, told: &[u8]) {
+    let (kind, encoding) = (1 + told[0] % 5, told[0] / 5 % 4);
+    let place = u64::from(told[2]) * 512;
+    let length = match kind {
+        1 | 2 => usize::from(told[3]),
+        _ => usize::from(told[3]) * 512,
+    };
+    let plain = match kind {
+        1..=3 => vec![told[4]; length],
+        _ => Vec::new(),
+    };
+    let mut header = [0; FRAME];
+    header[0] = kind;
+    match kind {
+        2 => {
+            header[1] = told[1] % 4;
+            header[16..24].copy_from_slice(&(length as u64).to_le_bytes());
+        }
+        3 | 4 => {
+            header[2] = told[1] % 3;
+            header[8..16].copy_from_slice(&place.to_le_bytes());
+        }
+        _ => (),
+    }
+    if kind == 4 {
+        header[16..24].copy_from_slice(&(length as u64).to_le_bytes());
+    }
+    let mut stored = plain.clone();
+    if kind <= 3 {
+        header[4..8].copy_from_slice(&(plain.len() as u32).to_le_bytes());
+        header[40] = encoding;
+        if encoding == 2 {
+            stored = zstd::bulk::compress(&plain, 1).expect("a short payload");
+        }
+        header[44..48].copy_from_slice(&(stored.len() as u32).to_le_bytes());
+    }
+    if told[5] >= 0xf0 {
+        header[usize::from(told[6]) % 56] ^= told[7];
+    }
+    stream.extend_from_slice(&header);
+    if kind <= 3 && encoding == 1 {
+        stream.resize(stream.len().next_multiple_of(4096), 0);
+    }
+    stream.extend_from_slice(&stored);
 }
 
 fn check(stream: &[u8]) {
