@@ -8,7 +8,8 @@ use super::map::{Entry, Map, MapError};
 /// Who has the bytes of an extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentState {
-    /// The overlay, from offset `host` of its file on.
+    /// The overlay, from offset `host` of its file on. Where the overlay is open read-only,
+    /// all of it lies within the file.
     Data { host: u64 },
     /// Nobody: they are zeroes, whatever lies below.
     Zero,
@@ -25,6 +26,21 @@ pub struct OverlayExtent {
 }
 
 impl OverlayExtent {
+    /// Without what lies beyond the end of the file, which reads as zeroes.
+    fn within_file(self, file_end: u64) -> Self {
+        match self.state {
+            ExtentState::Data { host } if host >= file_end => Self {
+                state: ExtentState::Zero,
+                ..self
+            },
+            ExtentState::Data { host } => Self {
+                len: self.len.min(file_end - host),
+                ..self
+            },
+            ExtentState::Zero | ExtentState::Absent => self,
+        }
+    }
+
     /// Both as one extent, if `next` goes on in the same state.
     fn joined(&self, next: &Self) -> Option<Self> {
         let continues = match (self.state, next.state) {
@@ -146,11 +162,12 @@ impl Map {
         let parts = parts.min(geometry.subclusters() - part);
         let run_end = cluster * geometry.cluster_size()
             + u64::from(part + parts) * geometry.subcluster_size();
-        Ok(OverlayExtent {
+        let extent = OverlayExtent {
             offset,
             len: run_end.min(end) - offset,
             state,
-        })
+        };
+        Ok(extent.within_file(self.data_end()))
     }
 }
 

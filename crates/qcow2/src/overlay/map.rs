@@ -169,11 +169,7 @@ impl Map {
     }
 
     fn check_data(&self, offset: u64, host: u64, data: u32) -> Result<(), MapError> {
-        let end = self
-            .refcounts
-            .as_ref()
-            .map_or(self.file_len, |refcounts| refcounts.end());
-        if data != 0 && host >= end {
+        if data != 0 && host >= self.data_end() {
             return Err(MapError::Damaged {
                 offset,
                 found: host,
@@ -181,6 +177,14 @@ impl Map {
             });
         }
         Ok(())
+    }
+
+    /// Where in the file data can end: at the end it had when it was opened, or of the last
+    /// cluster allocated since.
+    pub fn data_end(&self) -> u64 {
+        self.refcounts
+            .as_ref()
+            .map_or(self.file_len, |refcounts| refcounts.end())
     }
 
     pub fn is_metadata(&self, host: u64) -> bool {

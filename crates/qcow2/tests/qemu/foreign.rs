@@ -1,6 +1,6 @@
 //! Images that others made.
 
-use lifeboat_qcow2::{HeaderError, MapError, OpenError, Overlay, Unwritable};
+use lifeboat_qcow2::{ExtentState, HeaderError, MapError, OpenError, Overlay, Unwritable};
 use lifeboat_sys::disk::Access;
 
 use super::overlay::{assert_read_alike, qemu_commands, read_all};
@@ -74,6 +74,31 @@ fn a_preallocated_image_is_read_right() {
         assert_read_alike(&folder, "x.qcow2", "base.raw");
         folder.qemu_io("x.qcow2", &["write -P 9 70000 9000".to_owned()]);
         assert_read_alike(&folder, "x.qcow2", "base.raw");
+    }
+}
+
+#[test]
+fn an_image_whose_file_was_cut_within_its_data_reads_zeroes_there() {
+    for options in ["cluster_size=65536", "cluster_size=65536,extended_l2=on"] {
+        let folder = Folder::new();
+        make_image(&folder, options);
+        // The first write makes the L2 table, so that the last cluster is data.
+        for command in ["write -P 8 0 512", "write -P 9 200000 30000"] {
+            folder.qemu_io("x.qcow2", &[command.to_owned()]);
+        }
+        let file = folder.open("x.qcow2", Access::ReadWrite);
+        let len = file.len().expect("measure");
+        for cut in [512, 4096 + 512, 5 * 4096] {
+            file.set_len(len - cut).expect("cut");
+            assert_read_alike(&folder, "x.qcow2", "base.raw");
+            let overlay = open(&folder, Access::ReadOnly).expect("open");
+            for extent in overlay.extents(0..SIZE) {
+                let extent = extent.expect("extent");
+                if let ExtentState::Data { host } = extent.state {
+                    assert!(host + extent.len <= len - cut, "{extent:?}");
+                }
+            }
+        }
     }
 }
 
