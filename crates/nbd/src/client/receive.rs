@@ -236,8 +236,7 @@ impl Receiver {
         let id = u32::from_be_bytes(self.input.array(PATIENCE)?);
         if framing == Framing::Extended {
             let announced = u64::from(u32::from_be_bytes(self.input.array(PATIENCE)?));
-            // The count is a hint that older drafts let be 0.
-            if announced != 0 && announced != count {
+            if announced != count {
                 let present = count;
                 return Err(ProtocolError::ExtentCount { announced, present }.into());
             }
