@@ -54,15 +54,23 @@ pub fn copy_verified<R: Read, W: Write>(
 }
 
 /// As [`copy_verified`], for a stream whose header and manifest the caller has already
-/// looked at. No frame may have been read yet.
+/// looked at.
 ///
 /// # Errors
 ///
 /// The input is refused, or the output cannot be written.
+///
+/// # Panics
+///
+/// If the caller has read a frame: it would be missing in the copy.
 pub fn copy_rest<R: Read, W: Write>(
     mut decoder: Decoder<R>,
     writer: W,
 ) -> Result<Summary, CopyError> {
+    assert!(
+        decoder.is_at_first_frame(),
+        "BUG: a frame was read before the stream is copied"
+    );
     let decoding = |source| CopyError::Decode { source };
     let writing = |source| CopyError::Write { source };
     let mut output = Output {

@@ -130,6 +130,11 @@ impl<R: Read> Decoder<R> {
         self.reading.into_inner()
     }
 
+    /// Whether nothing has been read beyond the manifest.
+    pub(crate) const fn is_at_first_frame(&self) -> bool {
+        self.reading.rules.counts().frames == 1
+    }
+
     /// The stream's header and manifest as they were read, before the first frame is.
     pub(crate) fn opening(&self) -> [&[u8]; 3] {
         [

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use lifeboat_stream::{CopyError, Kind, copy_verified, verify};
+use lifeboat_stream::{CopyError, Decoder, Kind, copy_rest, copy_verified, verify};
 
 use crate::sample::{COMPACT, DELTA_SIZES, Item, RAW, WHOLE, ZSTD, delta, header, noise, write};
 
@@ -17,6 +17,26 @@ fn a_copy_has_exactly_the_bytes_of_the_stream() {
         assert_eq!(summary, verify(&stream[..], &WHOLE).unwrap());
         assert_eq!(summary.header, header(Kind::Delta));
     }
+}
+
+#[test]
+fn a_stream_whose_manifest_was_looked_at_is_copied_whole() {
+    let stream = delta(ZSTD);
+    let decoder = Decoder::new(&stream[..], &WHOLE).unwrap();
+    assert_eq!(decoder.manifest().disks().len(), DELTA_SIZES.len());
+    let mut copy = Vec::new();
+    let summary = copy_rest(decoder, &mut copy).unwrap();
+    assert_eq!(copy, stream);
+    assert_eq!(summary, verify(&stream[..], &WHOLE).unwrap());
+}
+
+#[test]
+#[should_panic(expected = "BUG: a frame was read before")]
+fn a_stream_of_which_a_frame_was_read_is_not_copied() {
+    let stream = delta(RAW);
+    let mut decoder = Decoder::new(&stream[..], &WHOLE).unwrap();
+    assert!(decoder.next_frame().unwrap().is_some());
+    drop(copy_rest(decoder, io::sink()));
 }
 
 #[test]
