@@ -1,13 +1,14 @@
 //! Measures sequential reads: `nbd-throughput URI [depth [request KiB]]` reads an
 //! export through the client; `nbd-throughput serve SOCKET MiB` offers memory, filled
-//! with a pattern, until it is killed.
+//! with a pattern, until it is killed; `nbd-throughput tls MiB` reads from a server of
+//! its own over TLS.
 
 use std::io;
 use std::sync::Arc;
 
 use lifeboat_nbd::{
     Access, Client, ClientOptions, ContextName, Export, ExportSet, Extent, Granularity, Holes,
-    ListenAddress, NbdUri, Piece, RequestError, Server, ServerOptions,
+    ListenAddress, NbdUri, Piece, RequestError, Server, ServerOptions, TlsClient,
 };
 
 struct Memory(Vec<u8>);
@@ -77,16 +78,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => Err("usage: nbd-throughput URI [depth [KiB]] | serve SOCKET MiB".into()),
         Some("serve") => {
             let socket = arguments.get(1).ok_or("the socket is missing")?;
-            let size = number(2, 1024)? << 20;
-            let bytes: Vec<u8> = (0..size).map(|i| (i / 512 % 251) as u8).collect();
-            let exports = ExportSet::new();
-            exports.add("", Arc::new(Memory(bytes)))?;
             let address = ListenAddress::Unix(socket.into());
+            let exports = memory(number(2, 1024)?)?;
             let _server = Server::bind(&address, exports, ServerOptions::default())?;
             loop {
                 std::thread::park();
             }
         }
+        Some("tls") => over_tls(number(1, 1024)?),
         Some(uri) => {
             let uri: NbdUri = uri.parse()?;
             let options = ClientOptions {
@@ -96,6 +95,45 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             measure(&uri, number(1, 16)?, &options)
         }
     }
+}
+
+fn memory(mebibytes: usize) -> Result<ExportSet, lifeboat_nbd::ExportSetError> {
+    let bytes: Vec<u8> = (0..mebibytes << 20)
+        .map(|i| (i / 512 % 251) as u8)
+        .collect();
+    let exports = ExportSet::new();
+    exports.add("", Arc::new(Memory(bytes)))?;
+    Ok(exports)
+}
+
+fn over_tls(mebibytes: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let certificate = made.cert.der().clone();
+    let key = made.signing_key.serialize_der();
+    let server = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key.try_into()?)?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate)?;
+    let client = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let folder = tempfile::tempdir()?;
+    let socket = folder.path().join("s");
+    let options = ServerOptions {
+        tls: Some(Arc::new(server)),
+        ..ServerOptions::default()
+    };
+    let address = ListenAddress::Unix(socket.clone());
+    let _server = Server::bind(&address, memory(mebibytes)?, options)?;
+    let options = ClientOptions {
+        tls: Some(TlsClient {
+            config: Arc::new(client),
+            server_name: None,
+        }),
+        ..ClientOptions::default()
+    };
+    measure(&NbdUri::unix(socket, "")?, 16, &options)
 }
 
 #[expect(

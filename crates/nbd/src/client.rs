@@ -1,6 +1,7 @@
 //! An NBD client for one export, to be used from several threads at once.
 
 mod assembly;
+mod dial;
 mod error;
 mod extents;
 mod negotiate;
@@ -9,13 +10,13 @@ mod receive;
 mod shared;
 
 use std::io;
-use std::net::ToSocketAddrs;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustls::ClientConfig;
 
+pub use self::dial::{ExportInfo, export_info, list_exports};
 pub use self::error::{
     ConnectError, ConnectionLost, OptionRefusal, ProtocolError, RequestError, RequestKind,
 };
@@ -23,6 +24,7 @@ pub use self::extents::Extents;
 pub use self::ranges::Piece;
 
 use self::assembly::Assembly;
+use self::dial::dial;
 use self::negotiate::Negotiation;
 use self::receive::Receiver;
 use self::shared::{Outgoing, Shared, Window};
@@ -36,8 +38,7 @@ use crate::protocol::{
     CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, Framing, MAX_PAYLOAD, READ_ONLY, SEND_FLUSH, SEND_FUA,
     SEND_TRIM, SEND_WRITE_ZEROES,
 };
-use crate::socket::Socket;
-use crate::uri::{Endpoint, NbdUri};
+use crate::uri::NbdUri;
 use crate::wire::Wire;
 
 /// How long an orderly good-bye may take.
@@ -107,17 +108,6 @@ impl BlockSizes {
         preferred: 4096,
         maximum: MAX_PAYLOAD,
     };
-}
-
-/// What a server tells of an export without opening it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExportInfo {
-    /// In bytes.
-    pub size: u64,
-    pub read_only: bool,
-    pub block_sizes: BlockSizes,
-    /// Every context on offer; a wildcard such as `qemu:dirty-bitmap:` is possible.
-    pub contexts: Vec<String>,
 }
 
 /// A connection to one export. Every method may be called from several threads at
@@ -532,88 +522,4 @@ impl Drop for Client {
             let _ = thread.join();
         }
     }
-}
-
-/// The names of the exports of the server that `uri` leads to; the export it names
-/// does not matter.
-///
-/// # Errors
-/// As [`Client::connect`]; also when the server does not tell.
-pub fn list_exports(uri: &NbdUri, options: &ClientOptions) -> Result<Vec<String>, ConnectError> {
-    let deadline = Deadline::after(options.deadline);
-    let (wire, host) = dial(uri, options, deadline)?;
-    let mut negotiation = Negotiation::begin(wire, &host, options, deadline)?;
-    let names = negotiation.list_exports()?;
-    negotiation.abort();
-    Ok(names)
-}
-
-/// What the server tells of the export that `uri` names.
-///
-/// # Errors
-/// As [`Client::connect`].
-pub fn export_info(uri: &NbdUri, options: &ClientOptions) -> Result<ExportInfo, ConnectError> {
-    let deadline = Deadline::after(options.deadline);
-    let (wire, host) = dial(uri, options, deadline)?;
-    let mut negotiation = Negotiation::begin(wire, &host, options, deadline)?;
-    let framing = negotiation.agree_on_framing()?;
-    let contexts = if framing == Framing::Simple {
-        Vec::new()
-    } else {
-        negotiation.list_contexts(uri.export())?
-    };
-    let agreement = negotiation.info(uri.export(), framing)?;
-    negotiation.abort();
-    Ok(ExportInfo {
-        size: agreement.size,
-        read_only: agreement.flags & READ_ONLY != 0,
-        block_sizes: agreement.block_sizes,
-        contexts,
-    })
-}
-
-/// A connected socket, and whom its certificate should name.
-fn dial(
-    uri: &NbdUri,
-    options: &ClientOptions,
-    deadline: Deadline,
-) -> Result<(Arc<dyn Wire>, String), ConnectError> {
-    if uri.demands_tls() && options.tls.is_none() {
-        return Err(ConnectError::TlsMissing { uri: uri.clone() });
-    }
-    let failed = |source| ConnectError::Connect {
-        uri: uri.clone(),
-        source,
-    };
-    let (socket, host) = match uri.endpoint() {
-        Endpoint::Unix(path) => {
-            let socket = Socket::connect_unix(path, deadline).map_err(failed)?;
-            (socket, "localhost".to_owned())
-        }
-        Endpoint::Tcp { host, port } => {
-            let socket = dial_tcp(host, *port, deadline)
-                .map_err(|source| ConnectError::Resolve {
-                    host: host.clone(),
-                    source,
-                })?
-                .map_err(failed)?;
-            (socket, host.clone())
-        }
-    };
-    Ok((Arc::new(socket), host))
-}
-
-/// Tries every address of a host until one answers.
-fn dial_tcp(host: &str, port: u16, deadline: Deadline) -> io::Result<io::Result<Socket>> {
-    let mut last = Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        "the name has no address",
-    ));
-    for address in (host, port).to_socket_addrs()? {
-        last = Socket::connect_tcp(&address, deadline);
-        if last.is_ok() {
-            break;
-        }
-    }
-    Ok(last)
 }

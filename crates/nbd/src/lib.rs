@@ -37,7 +37,7 @@ pub use errno::Errno;
 pub use extent::{DIRTY, Extent, HOLE, ZERO};
 pub use server::{
     Access, BindError, Connection, ConnectionEnd, EndReason, Export, ExportSet, ExportSetError,
-    Granularity, Holes, ListenAddress, Server, ServerOptions,
+    Granularity, Holes, ListenAddress, Observer, Server, ServerOptions,
 };
 pub use uri::{Endpoint, InvalidUri, NbdUri};
 pub use wire::Wire;

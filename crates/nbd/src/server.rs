@@ -34,8 +34,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// What is given to connections when a server is dropped without a shutdown.
 const DROP_GRACE: Duration = Duration::from_secs(2);
 
-/// Whom a server tells about connections that have ended.
-pub type Observer = Arc<dyn Fn(&ConnectionEnd) + Send + Sync>;
+/// Whom a server tells about connections that have ended; called on their threads.
+pub type Observer = Arc<dyn Fn(ConnectionEnd) + Send + Sync>;
 
 /// The limits of a server.
 #[derive(Clone)]
@@ -146,7 +146,7 @@ impl Server {
     }
 
     /// Serves one client over a stream that is already connected, and returns when it
-    /// has ended.
+    /// has ended; the observer of the options is not told.
     pub fn serve_wire(
         wire: &Arc<dyn Wire>,
         exports: ExportSet,
@@ -259,8 +259,9 @@ impl House {
         let started = std::thread::Builder::new()
             .name("nbd-connection".to_owned())
             .spawn(move || {
-                house.entertain(guest, &wire);
+                let end = house.entertain(guest, &wire);
                 drop(wire);
+                house.tell(end);
                 house.see_off(id);
             });
         if let Err(source) = started {
@@ -275,14 +276,14 @@ impl House {
     }
 
     fn report(&self, connection: Connection, reason: EndReason) {
-        self.tell(&ConnectionEnd {
+        self.tell(ConnectionEnd {
             connection,
             export: None,
             reason,
         });
     }
 
-    fn tell(&self, end: &ConnectionEnd) {
+    fn tell(&self, end: ConnectionEnd) {
         if let Some(observer) = &self.options.observer {
             observer(end);
         }
@@ -298,16 +299,14 @@ impl House {
             Ok(session::serve(opened, &self.options, &self.stopping))
         }));
         wire.close();
-        let end = ConnectionEnd {
+        ConnectionEnd {
             connection,
             export,
             reason: match served {
                 Ok(Ok(reason) | Err(reason)) => reason,
                 Err(_) => EndReason::Panicked,
             },
-        };
-        self.tell(&end);
-        end
+        }
     }
 }
 

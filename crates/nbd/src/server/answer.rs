@@ -282,6 +282,9 @@ impl Terms<'_> {
             if extent.offset != next || extent.length == 0 {
                 return Err(std::io::Error::other("the export's map has gaps"));
             }
+            if self.framing != Framing::Extended && u32::try_from(extent.flags).is_err() {
+                return Err(std::io::Error::other("the map needs extended headers"));
+            }
             next = extent.end();
         }
         if extents.is_empty() {

@@ -206,8 +206,9 @@ impl<'a> Floor<'a> {
         let limits = self.options;
         let mut state = lock(&self.state);
         loop {
-            if let Some(reason) = state.broken.take() {
-                return Err(reason);
+            if state.broken.is_some() {
+                // What broke the connection is told instead.
+                return Err(EndReason::HungUp);
             }
             let fits = state.bytes == 0 || state.bytes + cost <= limits.max_in_flight_bytes;
             if fits && state.requests < limits.max_in_flight.max(1) {

@@ -214,11 +214,7 @@ pub fn serve_with(export: Arc<dyn Export>, mut options: ServerOptions) -> Served
     let changed = Arc::new(std::sync::Condvar::new());
     let (list, signal) = (Arc::clone(&ends), Arc::clone(&changed));
     options.observer = Some(Arc::new(move |end| {
-        list.lock().unwrap().push(ConnectionEnd {
-            connection: end.connection.clone(),
-            export: end.export.clone(),
-            reason: copy(&end.reason),
-        });
+        list.lock().unwrap().push(end);
         signal.notify_all();
     }));
     let server = Server::bind(&ListenAddress::Unix(socket.clone()), exports, options).unwrap();
@@ -228,36 +224,6 @@ pub fn serve_with(export: Arc<dyn Export>, mut options: ServerOptions) -> Served
         ends,
         changed,
         folder,
-    }
-}
-
-/// Reasons hold I/O errors, which cannot be cloned: their text is enough here.
-fn copy(reason: &lifeboat_nbd::EndReason) -> lifeboat_nbd::EndReason {
-    use lifeboat_nbd::EndReason as R;
-    let io = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
-    match reason {
-        R::Disconnected => R::Disconnected,
-        R::HungUp => R::HungUp,
-        R::Shutdown => R::Shutdown,
-        R::TooManyConnections => R::TooManyConnections,
-        R::Thread { source } => R::Thread { source: io(source) },
-        R::HandshakeDeadline => R::HandshakeDeadline,
-        R::Idle => R::Idle,
-        R::TransferDeadline => R::TransferDeadline,
-        R::Receive { source } => R::Receive { source: io(source) },
-        R::Send { source } => R::Send { source: io(source) },
-        R::Tls { source } => R::Tls { source: io(source) },
-        R::PlaintextAfterStartTls => R::PlaintextAfterStartTls,
-        R::ClientFlags { flags } => R::ClientFlags { flags: *flags },
-        R::OptionMagic => R::OptionMagic,
-        R::OversizeOption { option, length } => R::OversizeOption {
-            option: *option,
-            length: *length,
-        },
-        R::ExportName { why } => R::ExportName { why },
-        R::RequestMagic => R::RequestMagic,
-        R::OversizePayload { length } => R::OversizePayload { length: *length },
-        R::Panicked => R::Panicked,
     }
 }
 
