@@ -267,7 +267,8 @@ impl Store {
         let trash = self.layout.trash();
         self.disk.sync_dir(&trash).context("sync", &trash)?;
         self.spool.clear();
-        self.reserve_for_spool()
+        let path = self.layout.reserve();
+        self.reserve.hold(0).context("release", &path)
     }
 
     /// Gives back the space of segments that a commit has made useless. May take a while.

@@ -221,7 +221,7 @@ impl Store {
             store.guard_images()?;
             store.save(&Record::Reverted)?;
             store.remove_overlays()?;
-            store.reserve_for_spool()
+            store.reserve_what_fits()
         })
     }
 

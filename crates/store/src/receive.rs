@@ -17,7 +17,7 @@ use lifeboat_sys::disk::DiskFile;
 
 use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
-use crate::spool::{self, SpooledDelta};
+use crate::spool::{self, Reserve, SpooledDelta};
 use crate::store::Store;
 
 /// What is read from the sender at a time.
@@ -85,7 +85,7 @@ impl Store {
             Ok(received) => received,
             Err(error) => {
                 let cleaned = files::remove(self.disk.as_ref(), &part)
-                    .and_then(|()| self.reserve_for_spool());
+                    .and_then(|()| self.reserve_what_fits());
                 self.broken |= cleaned.is_err();
                 return Err(error);
             }
@@ -226,15 +226,25 @@ impl Store {
     /// Reserves what applying one more delta can need.
     fn reserve_for(&mut self, delta: &SpooledDelta) -> Result<(), StoreError> {
         let path = self.layout.reserve();
-        let total = self.spool.iter().map(|delta| delta.need).sum::<u64>() + delta.need;
+        let total = self.needed_reserve() + delta.need;
         self.reserve.hold(total).context("reserve space in", &path)
     }
 
-    /// Reserves what applying the deltas in the spool can need.
-    pub(crate) fn reserve_for_spool(&mut self) -> Result<(), StoreError> {
+    /// What should be reserved: for a failover at any time, and for the deltas in the spool.
+    pub(crate) fn needed_reserve(&self) -> u64 {
+        let deltas: u64 = self.spool.iter().map(|delta| delta.need).sum();
+        Reserve::FLOOR + deltas
+    }
+
+    /// Reserves what should be reserved, or nothing where the disk has become too full for
+    /// it: then no further delta is received, but the store can be used.
+    pub(crate) fn reserve_what_fits(&mut self) -> Result<(), StoreError> {
         let path = self.layout.reserve();
-        let total = self.spool.iter().map(|delta| delta.need).sum();
-        self.reserve.hold(total).context("reserve space in", &path)
+        let needed = self.needed_reserve();
+        match self.reserve.hold(needed).context("reserve space in", &path) {
+            Err(StoreError::DiskFull { .. }) => Ok(()),
+            outcome => outcome,
+        }
     }
 }
 

@@ -46,13 +46,14 @@ impl Store {
         }
         let lock = lock(disk.as_ref(), &layout, holder)?;
         let state = read_state(disk.as_ref(), &layout)?;
+        // First, so that its space is there for the new journal on a full disk.
+        let reserve = Reserve::open(&disk, &layout)?;
         let journal = Journal::begin(&disk, &layout, &state)?;
         let images = state
             .disks
             .iter()
             .map(|at| open_image(disk.as_ref(), &layout, &at.id));
         let images = images.collect::<Result<Vec<_>, _>>()?;
-        let reserve = Reserve::open(&disk, &layout)?;
         let mut store = Self {
             disk,
             layout,
@@ -102,7 +103,7 @@ impl Store {
         match self.state.phase {
             Phase::Replica => {
                 self.remove_overlays()?;
-                self.reserve_for_spool()
+                self.reserve_what_fits()
             }
             Phase::FailingOver(_) => self.complete_failover(),
             Phase::FailedOver(_) | Phase::Committed(_) => Ok(()),
@@ -293,8 +294,9 @@ fn lock(
             .collect();
         return Err(Refused::InUse { holder }.into());
     }
-    file.set_len(0).context("write", &path)?;
-    file.write_at(holder.as_bytes(), 0)
-        .context("write", &path)?;
+    // The note helps people; a full disk must not keep anybody from a failover.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.write_at(holder.as_bytes(), 0));
     Ok(file)
 }

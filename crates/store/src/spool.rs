@@ -185,6 +185,10 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
+    /// Held for as long as there is room, whatever the spool holds: journal and overlays of a
+    /// failover must fit on a full disk.
+    pub(crate) const FLOOR: u64 = 4 << 20;
+
     /// Opens the reserve, or makes it. It holds nothing until [`hold`](Self::hold) says so.
     pub(crate) fn open(disk: &Arc<dyn DiskPort>, layout: &Layout) -> Result<Self, StoreError> {
         let path = layout.reserve();

@@ -132,7 +132,10 @@ pub struct Status {
     pub points: Vec<Point>,
     pub pending: Vec<Pending>,
     pub segments: usize,
+    /// Held back for the pending deltas and a failover; less than `needed_reserve_bytes`
+    /// means that the disk has become too full to receive more.
     pub reserved_bytes: u64,
+    pub needed_reserve_bytes: u64,
     pub available_bytes: u64,
 }
 
@@ -270,6 +273,7 @@ impl Store {
             pending: self.pending(),
             segments: self.state.segments.len(),
             reserved_bytes: self.reserve.held(),
+            needed_reserve_bytes: self.needed_reserve(),
             available_bytes: self.disk.available(root).context("measure", root)?,
         })
     }
