@@ -145,8 +145,8 @@ impl Tree {
 pub(super) struct Content {
     len: u64,
     pages: BTreeMap<u64, Arc<[u8; PAGE as usize]>>,
-    /// Pages that are paid for and hold nothing yet.
-    reserved: std::collections::BTreeSet<u64>,
+    /// Pages that are paid for and hold nothing yet: ascending ranges, none touching another.
+    reserved: Vec<Range<u64>>,
 }
 
 impl Content {
@@ -155,15 +155,35 @@ impl Content {
     }
 
     pub(super) fn occupied(&self) -> u64 {
-        (self.pages.len() + self.reserved.len()) as u64 * PAGE
+        let reserved: u64 = self
+            .reserved
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum();
+        (self.pages.len() as u64 + reserved) * PAGE
     }
 
     pub(super) fn reserve(&mut self, offset: u64, len: u64) {
-        let pages = offset / PAGE..(offset + len).div_ceil(PAGE);
-        let missing: Vec<u64> = pages
-            .filter(|page| !self.pages.contains_key(page))
-            .collect();
-        self.reserved.extend(missing);
+        let wanted = offset / PAGE..(offset + len).div_ceil(PAGE);
+        self.release(wanted.clone());
+        let mut start = wanted.start;
+        for &page in self.pages.range(wanted.clone()).map(|(page, _)| page) {
+            self.reserved.push(start..page);
+            start = page + 1;
+        }
+        self.reserved.push(start..wanted.end);
+        self.reserved.retain(|range| !range.is_empty());
+        self.reserved.sort_by_key(|range| range.start);
+    }
+
+    /// Gives up what is reserved of these pages.
+    fn release(&mut self, pages: Range<u64>) {
+        let kept = self.reserved.iter().flat_map(|range| {
+            let before = range.start..range.end.min(pages.start);
+            let after = range.start.max(pages.end)..range.end;
+            [before, after]
+        });
+        self.reserved = kept.filter(|range| !range.is_empty()).collect();
     }
 
     /// Copies out; holes and what lies beyond the end read as zeroes.
@@ -185,7 +205,7 @@ impl Content {
         while position < end {
             let page = position / PAGE;
             let stop = end.min((page + 1) * PAGE);
-            self.reserved.remove(&page);
+            self.release(page..page + 1);
             let target = Arc::make_mut(
                 self.pages
                     .entry(page)
@@ -208,7 +228,7 @@ impl Content {
             let stop = end.min((page + 1) * PAGE);
             if stop - position == PAGE {
                 self.pages.remove(&page);
-                self.reserved.remove(&page);
+                self.release(page..page + 1);
             } else if let Some(bytes) = self.pages.get_mut(&page) {
                 Arc::make_mut(bytes)
                     [(position - page * PAGE) as usize..(stop - page * PAGE) as usize]
@@ -222,7 +242,7 @@ impl Content {
         if len < self.len {
             let beyond = self.len.next_multiple_of(PAGE) - len;
             self.punch(len, beyond);
-            self.reserved.retain(|&page| page < len.div_ceil(PAGE));
+            self.release(len.div_ceil(PAGE)..u64::MAX);
         }
         self.len = len;
     }
