@@ -1,0 +1,80 @@
+//! What can go wrong with a volume and its views.
+
+use std::io;
+use std::path::PathBuf;
+
+use lifeboat_model::{DiskId, InvalidDiskSize};
+use lifeboat_nbd::ExportSetError;
+
+/// A volume could not be opened or closed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    #[error("create the disk image {path}")]
+    Create { path: PathBuf, source: io::Error },
+    #[error("open a volume without disks: name at least one")]
+    NoDisks,
+    #[error("open a volume with disk {disk} twice: names must differ")]
+    DuplicateDisk { disk: DiskId },
+    #[error("open {path} of disk {disk}")]
+    Open {
+        disk: DiskId,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("open {path} of disk {disk}: another program uses the image, stop it first")]
+    InUse { disk: DiskId, path: PathBuf },
+    #[error("take the size of disk {disk} from {path}")]
+    Size {
+        disk: DiskId,
+        path: PathBuf,
+        source: InvalidDiskSize,
+    },
+    #[error("offer or withdraw disk {disk}")]
+    Export {
+        disk: DiskId,
+        source: ExportSetError,
+    },
+    #[error("make disk {disk} durable")]
+    Sync { disk: DiskId, source: io::Error },
+}
+
+/// A volume could not be frozen. It goes on as before, and no change is forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    #[error("freeze the volume: it has a frozen view already, release that first")]
+    AlreadyFrozen,
+    #[error("make a scratch file in {folder} for the old blocks of disk {disk}")]
+    Scratch {
+        disk: DiskId,
+        folder: PathBuf,
+        source: io::Error,
+    },
+    #[error("offer the frozen view of disk {disk}")]
+    Export {
+        disk: DiskId,
+        source: ExportSetError,
+    },
+}
+
+/// A view was released, but not all of its readers have gone.
+#[derive(Debug, thiserror::Error)]
+#[error("withdraw the frozen view of disk {disk}; it is released nevertheless")]
+pub struct ReleaseError {
+    pub disk: DiskId,
+    pub source: ExportSetError,
+}
+
+/// Why a frozen view cannot be read any more.
+#[derive(Debug, thiserror::Error)]
+pub enum BreakReason {
+    #[error("the old blocks would take more than the {limit} bytes allowed")]
+    ScratchFull { limit: u64 },
+    #[error("keep old blocks of disk {disk} in its scratch file")]
+    Scratch { disk: DiskId, source: io::Error },
+    #[error("read old blocks of disk {disk} at {offset}")]
+    OldBlocks {
+        disk: DiskId,
+        offset: u64,
+        source: io::Error,
+    },
+}
