@@ -253,7 +253,8 @@ impl Client {
         self.offers(CAN_MULTI_CONN)
     }
 
-    /// Fills `into` from `offset` on, in requests as large as the server takes.
+    /// Fills `into` from `offset` on, in requests of [`ClientOptions::request_size`].
+    /// Holes are filled with zeroes.
     ///
     /// # Errors
     /// When the range does not fit the export or a request fails; `into` then has any

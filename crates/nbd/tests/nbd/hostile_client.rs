@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use lifeboat_nbd::{EndReason, Export, ServerOptions};
 
-use super::memory::{Memory, Served, pattern, serve, serve_with};
-use super::script::{DATA, ERROR, Framing, NONE, Peer, STATUS_EXT};
+use super::memory::{BLOCK, Memory, Served, pattern, serve, serve_with, sparse};
+use super::script::{DATA, ERROR, Framing, HOLE, NONE, Peer, STATUS, STATUS_EXT};
 use crate::bytes;
 
 const ACK: u32 = 1;
@@ -319,6 +319,59 @@ fn a_choice_of_contexts_must_be_among_the_selected() {
     peer.demand(32, 7, 0, 12);
     peer.send(&payload);
     assert_eq!(peer.reply().0, STATUS_EXT);
+}
+
+/// A client of this framing that has selected `base:allocation`.
+fn selecting(served: &Served, framing: Framing) -> Peer {
+    let mut peer = served.peer().greeted();
+    let option = if framing == Framing::Extended { 11 } else { 8 };
+    assert_eq!(peer.verdict(option, &[]), ACK);
+    let mut query = bytes![1u32];
+    query.extend(named("base:allocation", &[]));
+    assert_eq!(peer.verdict(10, &named("disk", &query)), ACK);
+    assert_eq!(peer.verdict(7, &named("disk", &[0, 0])), ACK);
+    peer.framing = framing;
+    peer
+}
+
+#[test]
+fn a_read_that_must_not_be_split_comes_in_one_chunk() {
+    let bytes = sparse(1 << 20);
+    for framing in [Framing::Structured, Framing::Extended] {
+        let served = serve(Arc::new(Memory::read_only(bytes.clone())));
+        let mut peer = selecting(&served, framing);
+        peer.demand(4, 0, 0, 1 << 20);
+        let (kind, payload) = peer.reply();
+        assert_eq!(kind, DATA);
+        assert!(payload[8..] == bytes);
+        peer.demand(0, 0, 24 * BLOCK as u64, 24 * BLOCK as u64);
+        assert_eq!(
+            peer.reply().0,
+            HOLE,
+            "without the flag, zeroes are not sent"
+        );
+    }
+}
+
+#[test]
+fn block_status_of_one_extent_stays_within_the_request() {
+    let served = serve(Arc::new(Memory::read_only(sparse(1 << 20))));
+    for (framing, kind, head) in [
+        (Framing::Structured, STATUS, 4),
+        (Framing::Extended, STATUS_EXT, 8),
+    ] {
+        let mut peer = selecting(&served, framing);
+        for length in [512, (1 << 20) - 4096] {
+            peer.demand(8, 7, 4096, length);
+            let (answered, payload) = peer.reply();
+            assert_eq!(answered, kind);
+            let half = (payload.len() - head) / 2;
+            let number = payload[head..head + half]
+                .iter()
+                .fold(0, |number, byte| number << 8 | u64::from(*byte));
+            assert_eq!(number, length.min(23 * BLOCK as u64));
+        }
+    }
 }
 
 #[test]

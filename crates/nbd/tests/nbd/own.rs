@@ -334,6 +334,45 @@ fn requests_of_one_connection_are_served_at_once() {
 }
 
 #[test]
+fn no_more_is_under_way_than_the_server_allows() {
+    for (max_in_flight, max_in_flight_bytes) in [(2, 1 << 20), (16, 2 * 4096)] {
+        let inside = Arc::new(Mutex::new((0, 0)));
+        let pair = Arc::new(Barrier::new(2));
+        let (count, barrier) = (Arc::clone(&inside), Arc::clone(&pair));
+        let export = Hooked(move |_, into: &mut [u8]| {
+            {
+                let mut count = count.lock().unwrap();
+                count.0 += 1;
+                count.1 = count.1.max(count.0);
+            }
+            // Two at once are served, or nothing goes on.
+            barrier.wait();
+            into.fill(1);
+            count.lock().unwrap().0 -= 1;
+            Ok(())
+        });
+        let served = serve_with(
+            Arc::new(export),
+            ServerOptions {
+                max_in_flight,
+                max_in_flight_bytes,
+                workers: 8,
+                ..ServerOptions::default()
+            },
+        );
+        let client = served.client();
+        let mut pieces = 0;
+        client
+            .read_ranges((0..40).map(|i| (i * 4096, 4096)), 16, |_, _| {
+                pieces += 1;
+                Ok::<(), RequestError>(())
+            })
+            .unwrap();
+        assert_eq!((pieces, inside.lock().unwrap().1), (40, 2));
+    }
+}
+
+#[test]
 fn many_threads_share_one_connection() {
     let memory = Arc::new(Memory::writable(vec![0; 8 << 20]));
     let served = serve(Arc::clone(&memory) as Arc<dyn Export>);
