@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lifeboat_model::{DiskId, Sequence};
 use lifeboat_store::Store;
+use lifeboat_stream::BlobKind;
 use lifeboat_sys::disk::{Access, DiskPort};
 
 use crate::ShadowVm;
@@ -30,6 +31,13 @@ pub fn compare_point(store: &Store, sequence: Sequence, shadow: &ShadowVm) -> Re
             .map_err(|error| format!("read {name} at {sequence}: {error}"))?;
         compare_bytes(&bytes, expected)
             .map_err(|error| format!("{name} at {sequence}: {error}"))?;
+    }
+    let definition = store
+        .point_blob(sequence, BlobKind::Definition)
+        .map_err(|error| format!("read the definition at {sequence}: {error}"))?;
+    let definition = definition.map_or_else(Vec::new, |blob| blob.bytes);
+    if definition != shadow.definition_at(sequence) {
+        return Err(format!("the definition at {sequence} is another one"));
     }
     Ok(())
 }

@@ -5,9 +5,15 @@
 //! wrote, never by asking code under test, and compares what a store says with what it knows.
 
 mod compare;
+mod folder;
+mod operation;
+mod qemu;
 mod random;
 mod shadow;
 
 pub use compare::{compare_point, compare_points, read_failover_disk, read_file};
+pub use folder::copy_folder;
+pub use operation::{Facts, Operation, Prepared};
+pub use qemu::{check_image, compare_image, qemu_io, run_tool};
 pub use random::Random;
 pub use shadow::{Activity, ShadowVm};

@@ -7,8 +7,8 @@ use lifeboat_model::{
 };
 use lifeboat_store::NewStore;
 use lifeboat_stream::{
-    Base, Compression, Disk, Encoder, Header, Kind, Layout, MAX_DATA_LEN, Manifest, Options,
-    is_zero,
+    Base, BlobKind, Compression, Disk, Encoder, Header, Kind, Layout, MAX_DATA_LEN, Manifest,
+    Options, is_zero,
 };
 
 use crate::Random;
@@ -52,6 +52,9 @@ pub struct ShadowVm {
     /// Sectors written since the last capture, per disk.
     dirty: Vec<BTreeSet<u64>>,
     moments: BTreeMap<Sequence, Vec<Vec<u8>>>,
+    /// The VM definition in force, and at every moment.
+    definition: Vec<u8>,
+    definitions: BTreeMap<Sequence, Vec<u8>>,
     newest: Option<(Sequence, DeltaId)>,
     next: Sequence,
     random: Random,
@@ -74,6 +77,8 @@ impl ShadowVm {
             disks: sizes.iter().map(|&size| vec![0; size as usize]).collect(),
             dirty: vec![BTreeSet::new(); sizes.len()],
             moments: BTreeMap::new(),
+            definition: Vec::new(),
+            definitions: BTreeMap::new(),
             newest: None,
             next: Sequence::new(1),
             random,
@@ -112,6 +117,15 @@ impl ShadowVm {
         self.moments
             .get(&sequence)
             .unwrap_or_else(|| panic!("moment {sequence} was never captured"))
+    }
+
+    /// The VM definition at a captured moment; empty before it was first sent.
+    ///
+    /// # Panics
+    /// If nothing was captured under that number.
+    #[must_use]
+    pub fn definition_at(&self, sequence: Sequence) -> &[u8] {
+        &self.definitions[&sequence]
     }
 
     /// The newest captured moment.
@@ -206,6 +220,12 @@ impl ShadowVm {
             },
         )
         .expect("BUG: a valid header");
+        if self.random.one_in(3) {
+            self.definition = format!("cpus = {}", self.random.below(64)).into_bytes();
+            encoder
+                .blob(BlobKind::Definition, 1, &self.definition)
+                .expect("BUG: a valid blob");
+        }
         for (at, bytes) in self.disks.iter().enumerate() {
             let sectors = bytes.len() as u64 / SECTOR;
             let ranges = match kind {
@@ -234,6 +254,7 @@ impl ShadowVm {
         let (footer, stream) = encoder.finish().expect("BUG: a complete stream");
         self.newest = Some((sequence, footer.id));
         self.moments.insert(sequence, self.disks.clone());
+        self.definitions.insert(sequence, self.definition.clone());
         stream
     }
 }

@@ -17,6 +17,7 @@ use lifeboat_model::{BLOCK_SIZE, DiskSize};
 use lifeboat_stream::{Encoding, Ending, Limits, PayloadDecoder, PayloadRef};
 use lifeboat_sys::disk::{Access, Cloned, DiskFile};
 
+use crate::blob::ScanOrStore;
 use crate::damage::Damage;
 use crate::error::{IoContext, StoreError};
 use crate::files::{self, FileReader};
@@ -176,7 +177,15 @@ impl Store {
             image.chain.head.sync().context("sync", &path)?;
             image.digests.sync().context("sync", &path)?;
         }
-        self.save(&Record::Applied { moment, sizes })?;
+        let blobs = self.keep_blobs(&file).map_err(|error| match error {
+            ScanOrStore::Scan(error) => at_spool(error),
+            ScanOrStore::Store(error) => error,
+        })?;
+        self.save(&Record::Applied {
+            moment,
+            sizes,
+            blobs,
+        })?;
         self.spool.remove(0);
         files::remove(self.disk.as_ref(), &path)?;
         Ok(changed)

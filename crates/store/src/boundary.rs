@@ -17,7 +17,7 @@ use crate::error::{IoContext, Refused, StoreError};
 use crate::failover::image_error;
 use crate::files;
 use crate::index::{Index, IndexRecord, RunDigest, Saved};
-use crate::record::{Lengths, Record, SegmentDisk, SegmentState};
+use crate::record::{Lengths, Phase, Record, SegmentDisk, SegmentState};
 use crate::segment::{CLUSTER_BLOCKS, Segment, SegmentWriter};
 use crate::store::{PinCounts, Store};
 
@@ -132,7 +132,12 @@ impl Store {
             {
                 store.seal_segment(number)?;
             }
-            store.merge_unreferenced()
+            store.merge_unreferenced()?;
+            if matches!(store.state.phase, Phase::Replica) {
+                // The chains end at the wrappers, whose size a resize has left behind.
+                store.renew_wrappers()?;
+            }
+            Ok(())
         })
     }
 
@@ -195,6 +200,7 @@ impl Store {
             opened_at: now,
             is_point,
             sealed: false,
+            blobs: self.state.blobs.clone(),
             disks: disks.collect(),
         };
         let mut writers = Vec::new();

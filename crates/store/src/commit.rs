@@ -88,9 +88,10 @@ impl Store {
         let _overlays = self.guard_overlays()?;
         let points = self.points().len();
         self.guard_images()?;
-        self.open_overlays()?;
-        if let Target::Segment(number) = failover.target {
-            self.verify_segments_from(number)?;
+        if let Err(error) = self.refuse_damaged(&failover) {
+            // The VM can be started again.
+            self.release_images();
+            return Err(error);
         }
         self.change(|store| {
             store.write_divergence_map(&failover)?;
@@ -127,7 +128,16 @@ impl Store {
         }
     }
 
-    /// Opens every overlay, so that a damaged one is found before the point of no return.
+    /// Finds damage in whatever a commit reads, before the point of no return.
+    fn refuse_damaged(&self, failover: &Failover) -> Result<(), StoreError> {
+        self.open_overlays()?;
+        match failover.target {
+            Target::Newest => Ok(()),
+            Target::Segment(number) => self.verify_segments_from(number),
+        }
+    }
+
+    /// Opens every overlay.
     fn open_overlays(&self) -> Result<Vec<OpenOverlay>, StoreError> {
         let open = |path: std::path::PathBuf| {
             let file = self
@@ -230,14 +240,27 @@ impl Store {
         Ok(moved)
     }
 
-    /// Takes away what a commit has made useless. Repeats after a crash do no harm.
+    /// Takes away what a commit has made useless, and lets the VM have its disks. Repeats
+    /// after a crash do no harm.
     pub(crate) fn clear_after_commit(&mut self) -> Result<(), StoreError> {
+        // The overlays go last. Once they are gone a guest may be running on the wrappers.
+        let mut is_first = false;
+        for disk in &self.state.disks {
+            let overlay = self.layout.overlay(&disk.id);
+            is_first |= self
+                .disk
+                .kind(&overlay)
+                .context("look up", &overlay)?
+                .is_some();
+        }
         for at in 0..self.images.len() {
             let image = &mut self.images[at];
             image.writer = None;
             image.chain.change(Vec::clear);
             let (id, size) = (image.id.clone(), self.state.disks[at].size);
-            self.ready_wrapper(&id, size)?;
+            if is_first {
+                self.ready_wrapper(&id, size)?;
+            }
             let (segments, trash) = (self.layout.segments(&id), self.layout.trashed_segments(&id));
             files::ensure_dir(self.disk.as_ref(), &segments)?;
             let is_empty = self
@@ -267,6 +290,7 @@ impl Store {
         let trash = self.layout.trash();
         self.disk.sync_dir(&trash).context("sync", &trash)?;
         self.spool.clear();
+        self.release_images();
         let path = self.layout.reserve();
         self.reserve.hold(0).context("release", &path)
     }

@@ -183,10 +183,7 @@ impl Store {
         let folder = self.layout.failover();
         self.disk.sync_dir(&folder).context("sync", &folder)?;
         self.save(&Record::FailedOver)?;
-        // QEMU has to open what the guards keep it from.
-        self.images
-            .iter_mut()
-            .for_each(|image| image.guards.clear());
+        self.release_images();
         Ok(())
     }
 
@@ -203,6 +200,24 @@ impl Store {
             make_wrapper(self.disk.as_ref(), &self.layout, disk, size)?;
         }
         Ok(!is_ready)
+    }
+
+    /// Makes the wrappers of a replica anew where they are not as we write them, and answers
+    /// how many. A resize and a moved store need that.
+    pub(crate) fn renew_wrappers(&mut self) -> Result<usize, StoreError> {
+        let mut made = 0;
+        for at in 0..self.images.len() {
+            let disk = self.state.disks[at].clone();
+            if self.ready_wrapper(&disk.id, disk.size)? {
+                made += 1;
+                // The locks are on the file that had the name before.
+                self.images[at].guards.clear();
+            }
+        }
+        if matches!(self.state.phase, Phase::Replica) {
+            self.guard_images()?;
+        }
+        Ok(made)
     }
 
     /// Gives up the failover and what the guest wrote since: the store is a replica again.
@@ -243,17 +258,28 @@ impl Store {
         paths.map(|path| self.guard(&path)).collect()
     }
 
-    /// Locks heads and wrappers against QEMU, or refuses because it uses them.
+    /// Locks heads and wrappers against QEMU, or refuses because it uses one; then no lock
+    /// is left that would keep it from the others.
     pub(crate) fn guard_images(&mut self) -> Result<(), StoreError> {
-        for at in 0..self.images.len() {
-            if self.images[at].guards.is_empty() {
-                let id = self.images[at].id.clone();
-                let guards =
-                    [self.layout.head(&id), self.layout.wrapper(&id)].map(|path| self.guard(&path));
-                self.images[at].guards = guards.into_iter().collect::<Result<_, _>>()?;
+        let mut taken = Vec::new();
+        for (at, image) in self.images.iter().enumerate() {
+            if image.guards.is_empty() {
+                let paths = [self.layout.head(&image.id), self.layout.wrapper(&image.id)];
+                let guards = paths.map(|path| self.guard(&path));
+                taken.push((at, guards.into_iter().collect::<Result<Vec<_>, _>>()?));
             }
         }
+        for (at, guards) in taken {
+            self.images[at].guards = guards;
+        }
         Ok(())
+    }
+
+    /// Lets QEMU open heads and wrappers.
+    pub(crate) fn release_images(&mut self) {
+        self.images
+            .iter_mut()
+            .for_each(|image| image.guards.clear());
     }
 
     fn guard(&self, path: &Path) -> Result<ImageGuard, StoreError> {

@@ -205,6 +205,7 @@ mod tests {
             ancestors: Vec::new(),
             disks: Vec::new(),
             applied: None,
+            blobs: Vec::new(),
             remembered: Vec::new(),
             applying: None,
             segments: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lifeboat_model::{DiskId, LineageId, Sequence};
+use lifeboat_model::{DeltaId, DiskId, LineageId, Sequence};
 
 /// The paths within one store.
 #[derive(Debug, Clone)]
@@ -105,6 +105,18 @@ impl Layout {
 
     pub(crate) fn new_point(&self, sequence: Sequence) -> PathBuf {
         self.points().join(format!("{sequence}.json.new"))
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    pub(crate) fn blob(&self, digest: &DeltaId) -> PathBuf {
+        self.blobs().join(digest.to_string())
+    }
+
+    pub(crate) fn new_blob(&self) -> PathBuf {
+        self.blobs().join("new")
     }
 
     pub(crate) fn spool(&self) -> PathBuf {

@@ -15,6 +15,7 @@
 //! crash or not. The file formats are described in `docs/store.md`.
 
 mod apply;
+mod blob;
 mod boundary;
 mod commit;
 mod damage;
@@ -36,6 +37,7 @@ mod spool;
 mod store;
 mod verify;
 
+pub use blob::Blob;
 pub use boundary::Pin;
 pub use commit::Committed;
 pub use damage::Damage;

@@ -8,6 +8,8 @@ use lifeboat_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::blob::BlobRef;
+
 /// How many of the newest (sequence, id) pairs are remembered to recognize bases and repeats.
 const REMEMBERED: usize = 64;
 
@@ -23,6 +25,8 @@ pub(crate) struct State {
     pub(crate) disks: Vec<DiskState>,
     /// The newest moment that the heads hold; absent before the first delta.
     pub(crate) applied: Option<Moment>,
+    /// The blobs that belong to what the heads hold.
+    pub(crate) blobs: Vec<BlobRef>,
     /// The newest moments ever applied, newest last.
     pub(crate) remembered: Vec<(Sequence, DeltaId)>,
     /// Set from the first preimages of a delta until it is applied: only forward from here.
@@ -73,6 +77,8 @@ pub(crate) struct SegmentState {
     /// Whether the boundary is a recovery point.
     pub(crate) is_point: bool,
     pub(crate) sealed: bool,
+    /// The blobs that belong to the boundary.
+    pub(crate) blobs: Vec<BlobRef>,
     pub(crate) disks: Vec<SegmentDisk>,
 }
 
@@ -163,6 +169,7 @@ pub(crate) enum Record {
     Applied {
         moment: Moment,
         sizes: Vec<DiskSize>,
+        blobs: Vec<BlobRef>,
     },
     /// A new segment collects preimages from now on.
     Boundary(Box<SegmentState>),
@@ -217,7 +224,11 @@ impl State {
                         .set_lengths(&lengths)?;
                 }
             }
-            Record::Applied { moment, sizes } => {
+            Record::Applied {
+                moment,
+                sizes,
+                blobs,
+            } => {
                 if sizes.len() != self.disks.len() {
                     return Err("sizes of other disks");
                 }
@@ -225,6 +236,7 @@ impl State {
                     disk.size = size;
                 }
                 self.applying = None;
+                self.blobs = blobs;
                 self.applied = Some(moment);
                 self.remembered.push((moment.sequence, moment.id));
                 let superfluous = self.remembered.len().saturating_sub(REMEMBERED);
@@ -285,8 +297,9 @@ impl State {
                             .segments
                             .iter()
                             .find(|segment| segment.number == number);
-                        self.applied =
-                            Some(target.ok_or("a commit of a segment that is gone")?.moment);
+                        let target = target.ok_or("a commit of a segment that is gone")?;
+                        self.applied = Some(target.moment);
+                        self.blobs.clone_from(&target.blobs);
                     }
                     self.segments.clear();
                     self.remembered.clear();

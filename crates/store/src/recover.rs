@@ -103,6 +103,7 @@ impl Store {
         match self.state.phase {
             Phase::Replica => {
                 self.remove_overlays()?;
+                self.renew_wrappers()?;
                 self.reserve_what_fits()
             }
             Phase::FailingOver(_) => self.complete_failover(),
@@ -217,7 +218,8 @@ impl Store {
         let ours: Vec<PathBuf> = points
             .map(|segment| self.layout.point(segment.moment.sequence))
             .collect();
-        self.remove_others(&self.layout.points(), &ours)
+        self.remove_others(&self.layout.points(), &ours)?;
+        self.remove_others(&self.layout.blobs(), &self.blobs_in_use())
     }
 
     fn remove_others(&self, folder: &Path, ours: &[PathBuf]) -> Result<(), StoreError> {

@@ -163,6 +163,7 @@ impl Store {
         for folder in [
             layout.disks(),
             layout.points(),
+            layout.blobs(),
             layout.spool(),
             layout.failover(),
             layout.divergence(),
@@ -196,6 +197,7 @@ impl Store {
                 })
                 .collect(),
             applied: None,
+            blobs: Vec::new(),
             remembered: Vec::new(),
             applying: None,
             segments: Vec::new(),
@@ -440,9 +442,10 @@ impl Store {
 
 /// Refuses a folder that holds anything but what an unfinished `init` leaves.
 fn refuse_foreign_content(disk: &dyn DiskPort, layout: &Layout) -> Result<(), StoreError> {
-    const OURS: [&str; 8] = [
+    const OURS: [&str; 9] = [
         "disks",
         "points",
+        "blobs",
         "spool",
         "failover",
         "divergence",

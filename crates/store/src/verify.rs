@@ -65,20 +65,9 @@ impl Store {
         };
         self.change(|store| {
             let mut made = Rescanned {
-                images_made: 0,
+                images_made: store.renew_wrappers()?,
                 manifests_made: 0,
             };
-            for at in 0..store.images.len() {
-                let disk = store.state.disks[at].clone();
-                if store.ready_wrapper(&disk.id, disk.size)? {
-                    made.images_made += 1;
-                    // The locks are on the file that had the name before.
-                    store.images[at].guards.clear();
-                }
-            }
-            if matches!(store.state.phase, Phase::Replica) {
-                store.guard_images()?;
-            }
             for segment in &store.state.segments {
                 let path = store.layout.point(segment.moment.sequence);
                 let is_missing = store.disk.kind(&path).context("look up", &path)?.is_none();
