@@ -430,10 +430,12 @@ impl UsedClusters {
     fn insert(&mut self, cluster: u64) -> bool {
         let word = &mut self.words[(cluster / 64) as usize];
         let bit = 1 << (cluster % 64);
-        let was_free = *word & bit == 0;
+        if *word & bit != 0 {
+            return false;
+        }
         *word |= bit;
-        self.data += u64::from(was_free);
-        was_free
+        self.data += 1;
+        true
     }
 
     fn contains(&self, cluster: u64) -> bool {

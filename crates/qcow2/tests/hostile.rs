@@ -357,6 +357,25 @@ fn clusters_that_contradict_each_other_are_not_sealed() {
 }
 
 #[test]
+fn sealing_counts_tables_and_clusters_with_data() {
+    for (layout, data_clusters) in [(Layout::ExtendedL2, 2), (Layout::Plain64K, 3)] {
+        let file = new_file();
+        file.set_len(3 * SEGMENT_CLUSTER).expect("extend");
+        let clusters = [
+            cluster(1, Some(2 * SEGMENT_CLUSTER), u32::MAX, 0),
+            cluster(2, None, 0, u32::MAX),
+            cluster(9000, Some(SEGMENT_CLUSTER), 0xFFFF, 0),
+        ];
+        let plan = plan(3 * SEGMENT_CLUSTER, 9001 * SEGMENT_CLUSTER, layout);
+        let info = seal(&*file, &plan, clusters).expect("seal");
+        assert_eq!(
+            (info.l2_tables, info.data_clusters, info.file_len),
+            (2, data_clusters, file.len().expect("measure"))
+        );
+    }
+}
+
+#[test]
 fn a_file_that_was_not_cut_is_not_sealed() {
     let file = new_file();
     file.set_len(3 * SEGMENT_CLUSTER).expect("extend");

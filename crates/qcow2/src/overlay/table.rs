@@ -128,9 +128,10 @@ impl Tables {
         let (key, start) = self.locate(index, at);
         let slice = self.load(file, index, key)?;
         Arc::make_mut(&mut slice.bytes)[start..start + bytes.len()].copy_from_slice(bytes);
-        let newly_changed = !slice.changed;
-        slice.changed = true;
-        self.changed += usize::from(newly_changed);
+        if !slice.changed {
+            slice.changed = true;
+            self.changed += 1;
+        }
         Ok(())
     }
 
@@ -259,8 +260,10 @@ impl Tables {
                 .get_mut(key)
                 .expect("BUG: slices of a batch are held");
             slice.in_batch = false;
-            self.changed += usize::from(!slice.changed);
-            slice.changed = true;
+            if !slice.changed {
+                slice.changed = true;
+                self.changed += 1;
+            }
         }
         self.fresh.append(&mut self.in_batch);
     }
