@@ -1,0 +1,75 @@
+//! The command line: global options and the tree of commands.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{completions, delta, failover, point, reference, store};
+use crate::exit::Failure;
+use crate::output::OutputFormat;
+
+/// Replication and disaster recovery for virtual machines
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused in the present state (nothing was
+/// changed), 4 access denied, 5 not found, 6 unavailable (in use, or cannot be reached).
+#[derive(Debug, Parser)]
+#[command(
+    name = "lifeboat",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// How to print results
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        value_name = "FORMAT"
+    )]
+    pub output: OutputFormat,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Capture a VM's disks as a delta, and look at deltas
+    #[command(subcommand)]
+    Delta(delta::DeltaCommand),
+
+    /// Make, fill, check and repair the folder that holds a VM's replica
+    #[command(subcommand)]
+    Store(store::StoreCommand),
+
+    /// List, read, check and remove recovery points
+    #[command(subcommand)]
+    Point(point::PointCommand),
+
+    /// Start a VM from its replica, and decide what becomes of it
+    #[command(subcommand)]
+    Failover(failover::FailoverCommand),
+
+    /// Print this reference as Markdown
+    Reference,
+
+    /// Print a script that completes commands in a shell
+    Completions(completions::CompletionsArgs),
+}
+
+impl Command {
+    /// Does what the command says.
+    ///
+    /// # Errors
+    /// Why it was not done; [`Failure::exit`] is the exit code.
+    pub fn run(self, output: OutputFormat) -> Result<(), Failure> {
+        match self {
+            Self::Delta(command) => command.run(output),
+            Self::Store(command) => command.run(output),
+            Self::Point(command) => command.run(output),
+            Self::Failover(command) => command.run(output),
+            Self::Reference => reference::run(),
+            Self::Completions(args) => completions::run(&args),
+        }
+    }
+}
