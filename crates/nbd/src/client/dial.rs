@@ -28,7 +28,7 @@ pub struct ExportInfo {
 /// does not matter.
 ///
 /// # Errors
-/// As [`Client::connect`]; also when the server does not tell.
+/// As [`crate::Client::connect`]; also when the server does not tell.
 pub fn list_exports(uri: &NbdUri, options: &ClientOptions) -> Result<Vec<String>, ConnectError> {
     let deadline = Deadline::after(options.deadline);
     let (wire, host) = dial(uri, options, deadline)?;
@@ -41,7 +41,7 @@ pub fn list_exports(uri: &NbdUri, options: &ClientOptions) -> Result<Vec<String>
 /// What the server tells of the export that `uri` names.
 ///
 /// # Errors
-/// As [`Client::connect`].
+/// As [`crate::Client::connect`].
 pub fn export_info(uri: &NbdUri, options: &ClientOptions) -> Result<ExportInfo, ConnectError> {
     let deadline = Deadline::after(options.deadline);
     let (wire, host) = dial(uri, options, deadline)?;
