@@ -1,13 +1,11 @@
 //! A volume from cycle to cycle: frozen, captured, received, released.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use lifeboat_capture::{CapturePlan, Captured, DEFAULT_DEPTH, Source, capture};
 use lifeboat_model::{Consistency, LineageId, RelationshipId, Sequence, Timestamp};
 use lifeboat_stream::{Base, Decoder, Ending, Frame, Header, Kind, Limits, Options};
 use lifeboat_volume::{BITMAP, Changes, FrozenView, Outcome};
 
-use super::fixture::{Dice, Fixture, PATIENCE, PLENTY, id, random_change};
+use super::fixture::{Dice, Fixture, PATIENCE, PLENTY, Stop, id, random_change};
 
 const DISKS: [(&str, usize); 2] = [("sda", (5 << 20) + 512), ("sdb", 2 << 20)];
 
@@ -73,16 +71,17 @@ fn apply(stream: &[u8], disks: &mut [Vec<u8>]) {
 #[test]
 fn a_replica_that_applies_every_capture_has_the_frozen_disks() {
     let fixture = Fixture::new(&DISKS, PLENTY);
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     let mut replica: Vec<Vec<u8>> = DISKS.iter().map(|(_, size)| vec![0xee; *size]).collect();
     let mut base: Option<(Base, Captured)> = None;
     std::thread::scope(|scope| {
+        let _end = stop.at_end();
         for (index, (name, _)) in DISKS.iter().enumerate() {
             let (fixture, stop) = (&fixture, &stop);
             scope.spawn(move || {
                 let client = fixture.client(name);
                 let mut dice = Dice::new(index as u64);
-                while !stop.load(Ordering::SeqCst) {
+                while !stop.has_come() {
                     random_change(&mut dice, &client, 0..client.size());
                 }
             });
@@ -121,7 +120,6 @@ fn a_replica_that_applies_every_capture_has_the_frozen_disks() {
             base = Some((next, captured));
             view.release(Outcome::Received, PATIENCE).unwrap();
         }
-        stop.store(true, Ordering::SeqCst);
     });
     assert!(base.is_some());
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lifeboat_model::{BLOCK_SIZE, DiskId, DiskSize};
@@ -203,4 +204,26 @@ pub fn differing(one: &[u8], other: &[u8]) -> BTreeSet<u64> {
         .filter(|(_, (a, b))| a != b)
         .map(|(block, _)| block as u64)
         .collect()
+}
+
+/// Tells writers to stop when it is dropped, also by a failing test.
+#[derive(Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    pub fn has_come(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub fn at_end(&self) -> StopAtEnd<'_> {
+        StopAtEnd(self)
+    }
+}
+
+pub struct StopAtEnd<'a>(&'a Stop);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::SeqCst);
+    }
 }

@@ -3,7 +3,9 @@
 mod captured;
 mod faults;
 mod fixture;
+mod hooked;
 mod life;
 mod maps;
+mod races;
 mod tools;
 mod views;

@@ -1,12 +1,11 @@
 //! What the maps mark.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use lifeboat_model::BLOCK_SIZE;
 use lifeboat_volume::{Changes, Outcome};
 
-use super::fixture::{Dice, Fixture, PATIENCE, PLENTY, differing, random_change};
+use super::fixture::{Dice, Fixture, PATIENCE, PLENTY, Stop, differing, random_change};
 
 const SIZE: usize = (4 << 20) + 1536;
 
@@ -64,14 +63,15 @@ fn what_is_written_during_a_failed_view_is_marked_together_with_its_map() {
 #[test]
 fn whatever_differs_between_two_views_is_marked_in_the_second() {
     let fixture = Fixture::new(&[("a", SIZE)], PLENTY);
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     std::thread::scope(|scope| {
+        let _end = stop.at_end();
         for writer in 0..3 {
             let (fixture, stop) = (&fixture, &stop);
             scope.spawn(move || {
                 let client = fixture.client("a");
                 let mut dice = Dice::new(writer);
-                while !stop.load(Ordering::SeqCst) {
+                while !stop.has_come() {
                     random_change(&mut dice, &client, 0..client.size());
                 }
             });
@@ -97,7 +97,6 @@ fn whatever_differs_between_two_views_is_marked_in_the_second() {
                 last = now;
             }
         }
-        stop.store(true, Ordering::SeqCst);
         assert!(compared > 0, "nothing has changed in the whole test");
     });
 }

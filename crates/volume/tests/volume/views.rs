@@ -1,11 +1,11 @@
 //! What a frozen view shows.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lifeboat_nbd::{ContextName, Errno, RequestError, ZERO};
 use lifeboat_volume::{BreakReason, Changes, FreezeError, FrozenView, Outcome};
 
-use super::fixture::{Dice, Fixture, PATIENCE, PLENTY, id, random_change, read_all};
+use super::fixture::{Dice, Fixture, PATIENCE, PLENTY, Stop, id, random_change, read_all};
 
 const MIB: usize = 1 << 20;
 
@@ -25,15 +25,16 @@ fn a_view_stays_as_it_was_while_writers_go_on() {
             .map(|disk| read_all(&fixture.client(disk)).unwrap())
             .into();
         let view = fixture.volume.freeze().unwrap();
-        let stop = AtomicBool::new(false);
+        let stop = Stop::default();
         std::thread::scope(|scope| {
+            let _end = stop.at_end();
             for writer in 0..4u64 {
                 let (fixture, stop) = (&fixture, &stop);
                 scope.spawn(move || {
                     let client = fixture.client(["a", "b"][writer as usize % 2]);
                     let mut dice = Dice::new(100 * round + writer);
                     // Writers meet in the same blocks.
-                    while !stop.load(Ordering::SeqCst) {
+                    while !stop.has_come() {
                         random_change(&mut dice, &client, 0..client.size());
                     }
                 });
@@ -47,7 +48,6 @@ fn a_view_stays_as_it_was_while_writers_go_on() {
                     assert_zeroes_are_told_truly(&fixture, disk, before);
                 }
             }
-            stop.store(true, Ordering::SeqCst);
         });
         assert!(view.broken().is_none());
         assert!(fixture.frozen("a") == before[0]);
@@ -76,12 +76,13 @@ fn assert_zeroes_are_told_truly(fixture: &Fixture, disk: &str, expected: &[u8]) 
 fn a_view_never_shows_one_disk_ahead_of_another() {
     let fixture = Fixture::new(&[("a", MIB), ("b", MIB)], PLENTY);
     let (started, answered) = (AtomicU64::new(0), AtomicU64::new(0));
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     let counter = |disk: &str| u64::from_le_bytes(fixture.frozen(disk)[..8].try_into().unwrap());
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
+        let _end = stop.at_end();
+        scope.spawn(|| {
             let (a, b) = (fixture.client("a"), fixture.client("b"));
-            while !stop.load(Ordering::SeqCst) {
+            while !stop.has_come() {
                 let number = started.fetch_add(1, Ordering::SeqCst) + 1;
                 a.write(0, &number.to_le_bytes()).unwrap();
                 b.write(0, &number.to_le_bytes()).unwrap();
@@ -97,8 +98,6 @@ fn a_view_never_shows_one_disk_ahead_of_another() {
             assert!(least <= b && a <= most, "{least} <= {b}, {a} <= {most}");
             view.release(Outcome::Received, PATIENCE).unwrap();
         }
-        stop.store(true, Ordering::SeqCst);
-        writer.join().unwrap();
     });
 }
 
