@@ -1,0 +1,405 @@
+//! Every operation that changes a store, made repeatable: a store in a state in which the
+//! operation has work to do, the operation itself, and what must hold after a fault in it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use lifeboat_model::{LineageId, Sequence, Timestamp};
+use lifeboat_store::{FailoverTarget, Role, Store, StoreError};
+use lifeboat_sys::disk::DiskPort;
+
+use crate::{
+    Activity, Random, ShadowVm, compare_point, compare_points, read_failover_disk, read_file,
+};
+
+const NOW: Timestamp = Timestamp::from_micros(1);
+const LINEAGE: LineageId = LineageId::from_bytes([0xF0; 16]);
+const SMALL: Activity = Activity {
+    operations: 4,
+    max_sectors: 120,
+    alignment: 1,
+};
+
+/// One kind of operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Receive,
+    Apply,
+    Boundary,
+    Seal,
+    Merge,
+    Drop,
+    FailoverNewest,
+    FailoverOlder,
+    Revert,
+    CommitNewest,
+    CommitOlder,
+    Resize,
+}
+
+/// What is true of a store before and after an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    pub tip: Sequence,
+    pub points: BTreeSet<Sequence>,
+    pub role: Role,
+}
+
+/// A store that waits for an operation.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    pub operation: Operation,
+    pub shadow: ShadowVm,
+    /// What the guest sees of its disks, where it was failed over.
+    pub guest: Option<Vec<Vec<u8>>>,
+    /// The delta that is to be received.
+    pub stream: Vec<u8>,
+    pub before: Facts,
+}
+
+impl Operation {
+    pub const ALL: [Self; 12] = [
+        Self::Receive,
+        Self::Apply,
+        Self::Boundary,
+        Self::Seal,
+        Self::Merge,
+        Self::Drop,
+        Self::FailoverNewest,
+        Self::FailoverOlder,
+        Self::Revert,
+        Self::CommitNewest,
+        Self::CommitOlder,
+        Self::Resize,
+    ];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Receive => "receive",
+            Self::Apply => "apply",
+            Self::Boundary => "boundary",
+            Self::Seal => "seal",
+            Self::Merge => "merge",
+            Self::Drop => "drop",
+            Self::FailoverNewest => "failover-newest",
+            Self::FailoverOlder => "failover-older",
+            Self::Revert => "revert",
+            Self::CommitNewest => "commit-newest",
+            Self::CommitOlder => "commit-older",
+            Self::Resize => "resize",
+        }
+    }
+
+    /// Makes a store for which this operation is due, and closes it.
+    ///
+    /// # Panics
+    /// When the store fails without a fault.
+    pub fn prepare(self, seed: u64, disk: &Arc<dyn DiskPort>, root: &Path) -> Prepared {
+        let mut random = Random::new(seed);
+        let sizes = [(40 + random.below(300)) * 512, (8 + random.below(99)) * 512];
+        let mut shadow = ShadowVm::new(seed, &sizes);
+        let mut store =
+            Store::init(Arc::clone(disk), root, &shadow.new_store(), "test").expect("make a store");
+        apply_one(&mut store, &mut shadow);
+        for number in 0..3 {
+            store.make_point(NOW).expect("make a point");
+            if number == 0 && seed.is_multiple_of(2) {
+                store.seal().expect("seal");
+            }
+            apply_one(&mut store, &mut shadow);
+        }
+        let older = FailoverTarget::Point(store.points()[1].sequence);
+        let mut prepared = Prepared {
+            operation: self,
+            shadow,
+            guest: None,
+            stream: Vec::new(),
+            before: Facts::of(&store),
+        };
+        match self {
+            Self::Boundary | Self::Seal | Self::Drop => {}
+            Self::Receive => prepared.stream = prepared.delta(),
+            // Something has to wait in the spool of each of these.
+            Self::Apply | Self::FailoverNewest | Self::FailoverOlder => {
+                prepared.receive(&mut store);
+                prepared.receive(&mut store);
+            }
+            Self::Resize => {
+                for at in 0..2 {
+                    let size = (8 + random.below(400)) * 512;
+                    prepared.shadow.resize(at, size);
+                }
+                prepared.receive(&mut store);
+            }
+            Self::Merge => store.seal().expect("seal"),
+            Self::Revert => {
+                prepared.receive(&mut store);
+                prepared.fail_over(&mut store, older, &mut random);
+            }
+            Self::CommitNewest => {
+                prepared.fail_over(&mut store, FailoverTarget::Newest, &mut random);
+            }
+            Self::CommitOlder => prepared.fail_over(&mut store, older, &mut random),
+        }
+        prepared.before = Facts::of(&store);
+        prepared
+    }
+
+    /// Runs the operation.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn run(self, store: &mut Store, stream: &[u8]) -> Result<(), StoreError> {
+        let fail_over = |store: &mut Store, target| {
+            store
+                .start_failover(target, LINEAGE, NOW, &mut |_| {})
+                .map(|_| ())
+        };
+        match self {
+            Self::Receive => store.receive(stream).map(|_| ()),
+            Self::Apply | Self::Resize => apply_all(store),
+            Self::Boundary => store.make_point(NOW).map(|_| ()),
+            Self::Seal => store.seal(),
+            Self::Merge => store.remove_point(store.points()[1].sequence),
+            Self::Drop => store.remove_point(store.points()[0].sequence),
+            Self::FailoverNewest => fail_over(store, FailoverTarget::Newest),
+            Self::FailoverOlder => {
+                let point = store.points()[1].sequence;
+                fail_over(store, FailoverTarget::Point(point))
+            }
+            Self::Revert => store.revert_failover(),
+            Self::CommitNewest | Self::CommitOlder => {
+                store.commit(&mut |_| {})?;
+                store.empty_trash()
+            }
+        }
+    }
+}
+
+impl FromStr for Operation {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|operation| operation.name() == name)
+            .ok_or_else(|| format!("there is no operation {name}"))
+    }
+}
+
+impl Facts {
+    #[must_use]
+    pub fn of(store: &Store) -> Self {
+        Self {
+            tip: store.tip(),
+            points: store.points().iter().map(|point| point.sequence).collect(),
+            role: store.role(),
+        }
+    }
+
+    /// Refuses facts that hold neither before nor after the operation, nor on the way.
+    fn refuse_unless_between(&self, before: &Self, after: &Self) -> Result<(), String> {
+        let kept: BTreeSet<_> = before.points.intersection(&after.points).collect();
+        let known: BTreeSet<_> = before.points.union(&after.points).collect();
+        let found: BTreeSet<_> = self.points.iter().collect();
+        let right = (self.tip == before.tip || self.tip == after.tip)
+            && (self.role == before.role || self.role == after.role)
+            && kept.is_subset(&found)
+            && found.is_subset(&known);
+        if right {
+            Ok(())
+        } else {
+            Err(format!(
+                "the store says {self:?}, which lies not between {before:?} and {after:?}"
+            ))
+        }
+    }
+}
+
+impl Prepared {
+    fn delta(&mut self) -> Vec<u8> {
+        self.shadow.work(SMALL);
+        self.shadow.capture()
+    }
+
+    fn receive(&mut self, store: &mut Store) {
+        let stream = self.delta();
+        store.receive(&stream[..]).expect("receive");
+    }
+
+    fn fail_over(&mut self, store: &mut Store, target: FailoverTarget, random: &mut Random) {
+        let started = store
+            .start_failover(target, LINEAGE, NOW, &mut |_| {})
+            .expect("fail over");
+        let mut disks = self.shadow.at(started.sequence).to_vec();
+        for (name, bytes) in self.shadow.names().iter().zip(&mut disks) {
+            let disk = store.failover_disk(name).expect("open the overlay");
+            bytes.resize(disk.size() as usize, 0);
+            for _ in 0..4 {
+                let start = random.below(disk.size() / 512) * 512;
+                let end = (start + (1 + random.below(40)) * 512).min(disk.size());
+                let range = start as usize..end as usize;
+                if random.one_in(4) {
+                    bytes[range].fill(0);
+                    disk.write_zeroes(start, end - start).expect("zero");
+                } else {
+                    random.fill(&mut bytes[range.clone()]);
+                    disk.write_at(start, &bytes[range]).expect("write");
+                }
+            }
+            disk.flush().expect("flush");
+        }
+        self.guest = Some(disks);
+    }
+
+    /// Opens the store after a fault in its operation: everything promised is there and right,
+    /// and the store goes on. `after` is what holds when the operation has succeeded.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(
+        &self,
+        disk: &Arc<dyn DiskPort>,
+        root: &Path,
+        after: &Facts,
+    ) -> Result<(), String> {
+        let mut store = open(disk, root)?;
+        let found = Facts::of(&store);
+        found.refuse_unless_between(&self.before, after)?;
+        compare_points(&store, &self.shadow)?;
+        match found.role {
+            Role::Replica => self.check_replica(disk, root, store),
+            Role::FailedOver => self.check_failed_over(disk, root, &mut store),
+            Role::Committed => {
+                let guest = self
+                    .guest
+                    .as_ref()
+                    .ok_or("it was committed without a guest")?;
+                drop(store);
+                self.compare_heads(disk, root, guest)
+            }
+        }
+    }
+
+    /// A replica can repeat the operation, applies what it acknowledged, and goes on.
+    fn check_replica(
+        &self,
+        disk: &Arc<dyn DiskPort>,
+        root: &Path,
+        mut store: Store,
+    ) -> Result<(), String> {
+        let said = |what: &'static str| move |error: StoreError| in_full(what, &error);
+        if self.operation == Operation::Receive {
+            let received = store
+                .receive(&self.stream[..])
+                .map_err(said("receive again"))?;
+            if received.receipt.sequence != store.tip() {
+                return Err("a delta received again is not the newest".to_owned());
+            }
+        }
+        apply_all(&mut store).map_err(said("apply"))?;
+        let newest = store.make_point(NOW).map_err(said("make a point"))?;
+        compare_point(&store, newest, &self.shadow)?;
+        compare_points(&store, &self.shadow)?;
+        let mut shadow = self.shadow.clone();
+        shadow.work(SMALL);
+        let stream = if shadow.newest().map(|(sequence, _)| sequence) == Some(store.tip()) {
+            shadow.capture()
+        } else {
+            shadow.capture_whole()
+        };
+        store.receive(&stream[..]).map_err(said("receive"))?;
+        apply_all(&mut store).map_err(said("apply"))?;
+        let newest = store.make_point(NOW).map_err(said("make a point"))?;
+        store.seal().map_err(said("seal"))?;
+        compare_point(&store, newest, &shadow)?;
+        drop(store);
+        let store = open(disk, root)?;
+        compare_points(&store, &shadow)?;
+        let verified = store.verify(&mut |_| {}).map_err(said("verify"))?;
+        if verified.findings.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("verify: {:?}", verified.findings))
+        }
+    }
+
+    fn check_failed_over(
+        &self,
+        disk: &Arc<dyn DiskPort>,
+        root: &Path,
+        store: &mut Store,
+    ) -> Result<(), String> {
+        let started = store
+            .started_failover()
+            .ok_or("it is failed over, and yet to nothing")?;
+        let expected = self
+            .guest
+            .clone()
+            .unwrap_or_else(|| self.shadow.at(started.sequence).to_vec());
+        for (name, expected) in self.shadow.names().iter().zip(&expected) {
+            let bytes = read_failover_disk(store, name)?;
+            refuse_difference(&bytes, expected)
+                .map_err(|error| format!("failed-over {name}: {error}"))?;
+        }
+        store
+            .commit(&mut |_| {})
+            .map_err(|error| in_full("commit", &error))?;
+        self.compare_heads(disk, root, &expected)
+    }
+
+    fn compare_heads(
+        &self,
+        disk: &Arc<dyn DiskPort>,
+        root: &Path,
+        expected: &[Vec<u8>],
+    ) -> Result<(), String> {
+        for (name, expected) in self.shadow.names().iter().zip(expected) {
+            let head = root.join(format!("disks/{name}/head.raw"));
+            let bytes = read_file(disk.as_ref(), &head).map_err(|error| error.to_string())?;
+            refuse_difference(&bytes, expected)
+                .map_err(|error| format!("committed {name}: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// An error with its causes.
+fn in_full(what: &str, error: &dyn std::error::Error) -> String {
+    let mut text = format!("{what}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// A disk that is larger today than at the point shows zeroes beyond it.
+fn refuse_difference(found: &[u8], expected: &[u8]) -> Result<(), String> {
+    let (same, beyond) = found.split_at(expected.len().min(found.len()));
+    if same == expected && beyond.iter().all(|&byte| byte == 0) {
+        Ok(())
+    } else {
+        Err("its bytes are wrong".to_owned())
+    }
+}
+
+fn open(disk: &Arc<dyn DiskPort>, root: &Path) -> Result<Store, String> {
+    Store::open(Arc::clone(disk), root, "test").map_err(|error| in_full("open", &error))
+}
+
+fn apply_all(store: &mut Store) -> Result<(), StoreError> {
+    while store.apply_next(&mut |_| {})?.is_some() {}
+    Ok(())
+}
+
+fn apply_one(store: &mut Store, shadow: &mut ShadowVm) {
+    shadow.work(SMALL);
+    let stream = shadow.capture();
+    store.receive(&stream[..]).expect("receive");
+    apply_all(store).expect("apply");
+}
