@@ -393,7 +393,8 @@ impl HeadWriter<'_> {
         match source {
             Source::Zero => {
                 head.punch(range.start, range.end - range.start)?;
-                self.image.digests.forget(range)
+                self.image.digests.forget(range);
+                Ok(())
             }
             Source::Overlay { host } => self.copy(self.overlay, *host, range),
             Source::Segment { segment, host } => self.copy(segment.data(), *host, range),
@@ -417,7 +418,8 @@ impl HeadWriter<'_> {
             {
                 Cloned::Shared => {
                     self.moved.shared += len;
-                    return self.image.digests.forget(range);
+                    self.image.digests.forget(range);
+                    return Ok(());
                 }
                 Cloned::Unsupported => self.shares = false,
             }

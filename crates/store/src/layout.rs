@@ -60,6 +60,10 @@ impl Layout {
         self.disk(disk).join("digests")
     }
 
+    pub(crate) fn stale_digests(&self, disk: &DiskId) -> PathBuf {
+        self.disk(disk).join("digests.stale")
+    }
+
     pub(crate) fn segments(&self, disk: &DiskId) -> PathBuf {
         self.disk(disk).join("seg")
     }

@@ -6,6 +6,7 @@
 //! index file says which blocks are there. How much of both is valid, the journal says.
 //! Sealing adds qcow2 metadata; the data stays where it is.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -287,10 +288,13 @@ impl SegmentWriter {
             head,
             len: head.len()?,
             digests,
+            last_data: Cell::new((0, 0)),
         };
         for (at, range) in missing.iter().enumerate() {
-            if at % PREFETCH_RANGES == 0 {
-                for ahead in missing.iter().skip(at).take(2 * PREFETCH_RANGES) {
+            // One window ahead of the reads, each range once.
+            if at.is_multiple_of(PREFETCH_RANGES) {
+                let from = if at == 0 { 0 } else { at + PREFETCH_RANGES };
+                for ahead in missing.iter().take(at + 2 * PREFETCH_RANGES).skip(from) {
                     head.prefetch(
                         ahead.start * BLOCK_SIZE,
                         (ahead.end - ahead.start) * BLOCK_SIZE,
@@ -495,13 +499,23 @@ struct HeadSource<'a> {
     head: &'a Arc<dyn DiskFile>,
     len: u64,
     digests: &'a DigestTable,
+    /// The range of data that was found last.
+    last_data: Cell<(u64, u64)>,
 }
 
 impl HeadSource<'_> {
     /// The next blocks at or after `block` that may hold data.
     fn data_from(&self, block: u64) -> io::Result<Option<Range<u64>>> {
+        let (start, end) = self.last_data.get();
+        if (start..end).contains(&block) {
+            return Ok(Some(block..end));
+        }
         let data = self.head.next_data(block * BLOCK_SIZE)?;
-        Ok(data.map(|data| (data.start / BLOCK_SIZE).max(block)..data.end.div_ceil(BLOCK_SIZE)))
+        Ok(data.map(|data| {
+            let blocks = (data.start / BLOCK_SIZE).max(block)..data.end.div_ceil(BLOCK_SIZE);
+            self.last_data.set((blocks.start, blocks.end));
+            blocks
+        }))
     }
 
     /// Fills `bytes` with blocks from `first` on; what lies beyond the end is zero.

@@ -478,7 +478,12 @@ fn make_disk(
 ) -> Result<(), StoreError> {
     files::ensure_dir(disk, &layout.disk(id))?;
     files::ensure_dir(disk, &layout.segments(id))?;
-    for (path, len) in [(layout.head(id), size.bytes()), (layout.digests(id), 0)] {
+    let files = [
+        (layout.head(id), size.bytes()),
+        (layout.digests(id), 0),
+        (layout.stale_digests(id), 0),
+    ];
+    for (path, len) in files {
         files::remove(disk, &path)?;
         let file = disk.create(&path).context("create", &path)?;
         file.set_len(len).context("size", &path)?;
@@ -522,7 +527,9 @@ pub(crate) fn open_image(
 ) -> Result<Image, StoreError> {
     let open = |path: PathBuf| disk.open(&path, Access::ReadWrite).context("open", &path);
     let head = open(layout.head(id))?;
-    let digests = DigestTable::new(open(layout.digests(id))?);
+    let stale_path = layout.stale_digests(id);
+    let digests = DigestTable::open(open(layout.digests(id))?, open(stale_path.clone())?)
+        .context("read", &stale_path)?;
     let chain = Arc::new(Chain::new(head, Vec::new()));
     Ok(Image {
         id: id.clone(),
