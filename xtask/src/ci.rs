@@ -82,7 +82,15 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
     })?;
     let mut summary = None;
     let tested = report.step("tests", || {
-        let arguments = ["nextest", "run", "--workspace", "--locked", "--profile=ci"];
+        // What ships is what is tested: compilers err in optimized code, too.
+        let arguments = [
+            "nextest",
+            "run",
+            "--workspace",
+            "--locked",
+            "--release",
+            "--profile=ci",
+        ];
         run_tests(
             cargo(&arguments).env(volume::VARIABLE, volume.path()),
             &mut summary,
@@ -91,7 +99,14 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
     report.test_summary = summary;
     tested?;
     report.step("doc tests", || {
-        let arguments = ["test", "--doc", "--workspace", "--locked", "--quiet"];
+        let arguments = [
+            "test",
+            "--doc",
+            "--workspace",
+            "--locked",
+            "--release",
+            "--quiet",
+        ];
         process::run(cargo(&arguments).env(volume::VARIABLE, volume.path()))
     })?;
     report.step("references", || tidy::check_references(workspace))
