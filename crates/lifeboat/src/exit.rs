@@ -11,6 +11,7 @@ use lifeboat_stream::DecodeError;
 use serde::Serialize;
 
 use crate::capture_state::StateError;
+use crate::demo::DemoError;
 use crate::tls::TlsError;
 
 /// The exit codes. Scripts rely on them: a number never changes its meaning.
@@ -104,6 +105,9 @@ pub enum Failure {
 
     #[error("a failover would be refused now: {why}")]
     NotReady { why: String },
+
+    #[error(transparent)]
+    Demo(#[from] DemoError),
 }
 
 impl Failure {
@@ -112,7 +116,9 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage { .. } => Exit::Usage,
-            Self::Store(error) => of_store(error),
+            Self::Store(error) | Self::Demo(DemoError::Store(error)) => of_store(error),
+            Self::Demo(DemoError::FolderNotEmpty { .. }) => Exit::Refused,
+            Self::Demo(DemoError::File { source, .. }) => of_io(source),
             Self::File { source, .. } | Self::Read { source, .. } => of_io(source),
             Self::FileExists { .. }
             | Self::NotConfirmed
@@ -134,7 +140,8 @@ impl Failure {
             | Self::System { .. }
             | Self::Receipt { .. }
             | Self::Export { .. }
-            | Self::Findings { .. } => Exit::Failed,
+            | Self::Findings { .. }
+            | Self::Demo(_) => Exit::Failed,
         }
     }
 
@@ -185,7 +192,8 @@ impl Failure {
             | Self::Tls { .. }
             | Self::Export { .. }
             | Self::NotConfirmed
-            | Self::NotReady { .. } => None,
+            | Self::NotReady { .. }
+            | Self::Demo(_) => None,
         }
     }
 

@@ -3,7 +3,9 @@
 mod capture_state;
 mod cli;
 mod commands;
+mod demo;
 mod exit;
+mod exports;
 mod new_file;
 mod output;
 mod progress;

@@ -1,6 +1,5 @@
 //! Comparing whole moments, in the foreground and while deltas are being applied.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -10,7 +9,7 @@ use lifeboat_model::Sequence;
 use lifeboat_store::{PointReader, Store, StoreError};
 use serde::Serialize;
 
-use super::compare::{Difference, compare};
+use super::compare::{Difference, ReadDisk, compare};
 use super::error::DemoError;
 use super::fat::{ReadOnlyDisk, check_files};
 use super::guest::Moment;
@@ -18,7 +17,7 @@ use super::guest::Moment;
 /// How a disk is read.
 pub struct DiskReader<'a> {
     pub size: u64,
-    pub read: Box<dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a>,
+    pub read: Box<ReadDisk<'a>>,
 }
 
 /// How much of a moment is looked at.

@@ -11,6 +11,9 @@ use super::shadow::Shadow;
 /// How much is read at a time.
 const STEP: usize = 1 << 20;
 
+/// Fills a buffer from a disk, from an offset on.
+pub type ReadDisk<'a> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a;
+
 /// What comparing one disk found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Compared {
@@ -62,7 +65,7 @@ pub fn compare(
     size: u64,
     shadow: &Shadow,
     applying: &AtomicBool,
-    read: &mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>,
+    read: &mut ReadDisk<'_>,
 ) -> Compared {
     let mut compared = Compared {
         bytes: 0,
@@ -88,14 +91,22 @@ pub fn compare(
         let was_applying = applying.load(Ordering::Relaxed);
         if let Err(error) = read(offset, &mut found[..step]) {
             compared.wrong_bytes += step as u64;
-            compared.first.get_or_insert_with(|| Difference::Unreadable {
-                disk: disk.clone(),
-                offset,
-                why: error.to_string(),
-            });
+            compared
+                .first
+                .get_or_insert_with(|| Difference::Unreadable {
+                    disk: disk.clone(),
+                    offset,
+                    why: error.to_string(),
+                });
         } else {
             shadow.read(offset, &mut expected[..step]);
-            note_differences(disk, offset, &found[..step], &expected[..step], &mut compared);
+            note_differences(
+                disk,
+                offset,
+                &found[..step],
+                &expected[..step],
+                &mut compared,
+            );
         }
         if was_applying && applying.load(Ordering::Relaxed) {
             compared.bytes_while_applying += step as u64;

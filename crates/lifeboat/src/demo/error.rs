@@ -87,9 +87,7 @@ pub enum DemoError {
     Store(#[from] StoreError),
 
     #[error("the process that was to be killed ended by itself: {status}")]
-    Child {
-        status: std::process::ExitStatus,
-    },
+    Child { status: std::process::ExitStatus },
 
     #[error("the guest ended before its time")]
     GuestEnded,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fatfs::{Dir, FileSystem, FormatVolumeOptions, FsOptions};
 use lifeboat_model::{DiskId, SECTOR_SIZE};
 
-use super::compare::Difference;
+use super::compare::{Difference, ReadDisk};
 
 /// What files hold, by their paths.
 pub type Files = BTreeMap<String, Arc<[u8]>>;
@@ -175,12 +175,9 @@ fn visit<D: Read + Write + Seek>(
     Ok(())
 }
 
-/// Reads a range of a disk.
-pub type ReadDisk<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>;
-
 /// A disk of which a file system is read, with what was read before kept in memory.
 pub struct ReadOnlyDisk<'a> {
-    read: ReadDisk<'a>,
+    read: &'a mut ReadDisk<'a>,
     size: u64,
     position: u64,
     chunks: BTreeMap<u64, Vec<u8>>,
@@ -189,7 +186,7 @@ pub struct ReadOnlyDisk<'a> {
 impl<'a> ReadOnlyDisk<'a> {
     /// A disk of `size` bytes.
     #[must_use]
-    pub fn new(size: u64, read: ReadDisk<'a>) -> Self {
+    pub fn new(size: u64, read: &'a mut ReadDisk<'a>) -> Self {
         Self {
             read,
             size,

@@ -131,8 +131,7 @@ impl Guest {
         };
         let disks: Result<Vec<GuestDisk>, DemoError> =
             DISKS.into_iter().zip(moment.disks).map(open).collect();
-        let [files, blocks]: [GuestDisk; 2] =
-            disks?.try_into().expect("BUG: the VM has two disks");
+        let [files, blocks]: [GuestDisk; 2] = disks?.try_into().expect("BUG: the VM has two disks");
         Ok(Self {
             files,
             blocks,

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use lifeboat_capture::{CapturePlan, Captured, DEFAULT_DEADLINE, DEFAULT_DEPTH, Source, capture};
 use lifeboat_model::{Consistency, DiskId, LineageId, RelationshipId, Sequence};
-use lifeboat_nbd::{Client, ClientOptions, ExportSet, ListenAddress, NbdUri, Server, ServerOptions};
+use lifeboat_nbd::{
+    Client, ClientOptions, ExportSet, ListenAddress, NbdUri, Server, ServerOptions,
+};
 use lifeboat_store::{Received, Store};
 use lifeboat_stream::{Base, Header, Kind, Options};
 use lifeboat_sys::clock;
@@ -238,11 +240,9 @@ fn uri(socket: &Path, export: &str) -> Result<NbdUri, DemoError> {
 /// # Errors
 /// What the operating system says.
 pub fn make_folder(path: &Path) -> Result<(), DemoError> {
-    RealDisk
-        .create_dir(path)
-        .map_err(|source| DemoError::File {
-            what: "create the folder",
-            path: path.to_owned(),
-            source,
-        })
+    RealDisk.create_dir(path).map_err(|source| DemoError::File {
+        what: "create the folder",
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -8,10 +8,45 @@ pub struct Random {
 
 /// What letters are made of.
 const WORDS: [&str; 40] = [
-    "again", "anchor", "answer", "aunt", "before", "boat", "bread", "bridge", "candle", "coast",
-    "crew", "dear", "evening", "ferry", "garden", "harbor", "house", "island", "kitchen", "lamp",
-    "letter", "light", "morning", "mother", "news", "north", "orchard", "paper", "photograph",
-    "rain", "river", "sail", "sister", "storm", "summer", "table", "tide", "window", "winter",
+    "again",
+    "anchor",
+    "answer",
+    "aunt",
+    "before",
+    "boat",
+    "bread",
+    "bridge",
+    "candle",
+    "coast",
+    "crew",
+    "dear",
+    "evening",
+    "ferry",
+    "garden",
+    "harbor",
+    "house",
+    "island",
+    "kitchen",
+    "lamp",
+    "letter",
+    "light",
+    "morning",
+    "mother",
+    "news",
+    "north",
+    "orchard",
+    "paper",
+    "photograph",
+    "rain",
+    "river",
+    "sail",
+    "sister",
+    "storm",
+    "summer",
+    "table",
+    "tide",
+    "window",
+    "winter",
     "yours",
 ];
 
@@ -71,7 +106,12 @@ mod tests {
     fn random_bytes_take_every_value() {
         let bytes = Random::new(1).bytes(64 << 10);
         let mut counts = [0u32; 256];
-        bytes.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
-        assert!(counts.iter().all(|&count| (100..500).contains(&count)), "{counts:?}");
+        bytes
+            .iter()
+            .for_each(|&byte| counts[usize::from(byte)] += 1);
+        assert!(
+            counts.iter().all(|&count| (100..500).contains(&count)),
+            "{counts:?}"
+        );
     }
 }

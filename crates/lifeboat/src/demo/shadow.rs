@@ -72,7 +72,9 @@ impl Shadow {
 
     fn parts(&self, offset: u64, length: usize) -> impl Iterator<Item = Part> + use<> {
         assert!(
-            offset.checked_add(length as u64).is_some_and(|end| end <= self.size),
+            offset
+                .checked_add(length as u64)
+                .is_some_and(|end| end <= self.size),
             "BUG: the guest wrote beyond its disk"
         );
         let end = offset as usize + length;

@@ -1,31 +1,24 @@
 //! `lifeboat point serve`: the disks of a recovery point over NBD, read-only.
 
-use std::io;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use lifeboat_model::{DiskId, Sequence};
-use lifeboat_nbd::{
-    Access, ConnectionEnd, ContextName, Export, ExportSet, Extent, Granularity, HOLE, Holes,
-    ListenAddress, NbdUri, Server, ServerOptions, ZERO,
-};
-use lifeboat_store::{PointReader, RangeKind, Store};
+use lifeboat_nbd::{ConnectionEnd, ExportSet, ListenAddress, NbdUri, Server, ServerOptions};
+use lifeboat_store::Store;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::commands::open_store;
 use crate::exit::Failure;
+use crate::exports::PointExport;
 use crate::output::OutputFormat;
 use crate::size::Bytes;
 use crate::tls::ServerTls;
-
-/// How much of a disk is looked at for one answer; clients ask again from where it ends.
-const EXTENT_WINDOW: u64 = 256 << 20;
 
 /// What clients are given to end when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -101,7 +94,7 @@ pub fn run(args: &ServeArgs, output: OutputFormat) -> Result<(), Failure> {
     for disk in disks {
         let reader = store.reader(args.sequence, &disk)?;
         let size = reader.size();
-        let added = exports.add(disk.as_str(), Arc::new(PointExport { reader }));
+        let added = exports.add(disk.as_str(), Arc::new(PointExport::new(reader)));
         added.map_err(|source| Failure::Export { source })?;
         sizes.push((disk, size));
     }
@@ -210,74 +203,5 @@ fn uri(address: &ListenAddress, disk: &DiskId, is_encrypted: bool) -> String {
             Ok(uri) => uri.to_string().replacen("nbd", scheme, 1),
             Err(error) => unreachable!("BUG: a server listens where nobody finds it: {error}"),
         },
-    }
-}
-
-/// One disk of a recovery point as an export.
-struct PointExport {
-    reader: PointReader,
-}
-
-impl PointExport {
-    fn ranges(&self, range: Range<u64>) -> io::Result<Vec<(Range<u64>, RangeKind)>> {
-        self.reader.ranges(range)
-    }
-}
-
-impl Export for PointExport {
-    fn size(&self) -> u64 {
-        self.reader.size()
-    }
-
-    fn access(&self) -> Access {
-        Access::ReadOnly
-    }
-
-    fn granularity(&self) -> Granularity {
-        Granularity::default()
-    }
-
-    fn contexts(&self) -> Vec<ContextName> {
-        vec![ContextName::allocation()]
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.reader.read_at(offset, into)
-    }
-
-    fn write(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn write_zeroes(&self, _offset: u64, _length: u64, _holes: Holes) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn trim(&self, _offset: u64, _length: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn extents(
-        &self,
-        _context: &ContextName,
-        offset: u64,
-        length: u64,
-        limit: usize,
-    ) -> io::Result<Vec<Extent>> {
-        let end = offset + length.min(EXTENT_WINDOW);
-        let extent = |(range, kind): (Range<u64>, RangeKind)| Extent {
-            offset: range.start,
-            length: range.end - range.start,
-            flags: match kind {
-                RangeKind::Data => 0,
-                RangeKind::Zero => HOLE | ZERO,
-            },
-        };
-        let ranges = self.ranges(offset..end)?.into_iter();
-        Ok(ranges.map(extent).take(limit).collect())
     }
 }
