@@ -11,9 +11,10 @@ use crate::workspace::Workspace;
 
 /// The command line's reference, and how it is made anew.
 const CLI: &str = "docs/cli.md";
-const CLI_COMMAND: [&str; 6] = [
+const CLI_COMMAND: [&str; 7] = [
     "run",
     "--quiet",
+    "--release",
     "--package=lifeboat",
     "--bin=lifeboat",
     "--",
