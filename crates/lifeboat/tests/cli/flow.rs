@@ -1,0 +1,276 @@
+//! From an empty folder to a failover, as an operator goes.
+
+use std::path::{Path, PathBuf};
+
+use lifeboat_harness::{compare_image, qemu_io, run_tool};
+use lifeboat_model::Sequence;
+use serde_json::{Value, json};
+
+use crate::support::{Scene, lifeboat, lifeboat_json, text};
+
+const SIZES: [u64; 2] = [6 << 20, (1 << 20) + 512];
+
+fn path(value: &Value) -> PathBuf {
+    value.as_str().unwrap().into()
+}
+
+/// Reads an image as QEMU does when it is given nothing but this `-blockdev` value, from a folder
+/// where a relative name would lead nowhere.
+fn read_through_blockdev(blockdev: &Value, folder: &Path) -> Vec<u8> {
+    let raw = folder.join("through-blockdev.raw");
+    let mut blockdev = blockdev.clone();
+    blockdev.as_object_mut().unwrap().remove("node-name");
+    let source = format!("json:{blockdev}");
+    let copied = run_tool("qemu-img", &["convert", "-O", "raw", &source, text(&raw)]).unwrap();
+    let said = String::from_utf8_lossy(&copied.stderr);
+    assert!(copied.status.success(), "{said}");
+    let bytes = std::fs::read(&raw).unwrap();
+    std::fs::remove_file(raw).unwrap();
+    bytes
+}
+
+#[test]
+fn every_point_reads_as_the_guest_was_by_export_and_by_stock_tools() {
+    let mut scene = Scene::new(1, &SIZES);
+    let receipt = scene.receive();
+    let first = scene.shadow.newest().unwrap();
+    assert_eq!(receipt["sequence"], 1);
+    assert_eq!(receipt["id"], first.1.to_string());
+    assert_eq!(receipt["lineage"], scene.shadow.lineage.to_string());
+    assert_eq!(receipt["repeated"], false);
+    for _ in 0..3 {
+        scene.receive();
+    }
+    let applied = scene.run("store apply", &["--point", "each"]).json();
+    assert_eq!(applied["applied"].as_array().unwrap().len(), 4);
+    assert_eq!(applied["points_made"], json!([1, 2, 3, 4]));
+    assert_eq!(applied["sealed"], true);
+
+    let points = scene.run("point list", &[]).json();
+    let points = points.as_array().unwrap();
+    assert_eq!(points.len(), 4);
+    for (at, point) in points.iter().enumerate() {
+        let sequence = at as u64 + 1;
+        assert_eq!(point["sequence"], sequence);
+        assert_eq!(point["sealed"], true);
+        let expected = scene.shadow.at(Sequence::new(sequence));
+        for (disk, expected) in point["disks"].as_array().unwrap().iter().zip(expected) {
+            compare_image(&path(&disk["image"]), expected).unwrap();
+        }
+        scene.compare_exports(sequence);
+    }
+    for command in ["store verify", "store status", "store check", "store seal"] {
+        scene.run(command, &[]).json();
+    }
+    let verified = scene.run("point verify", &["2"]).json();
+    assert_eq!(verified["findings"], json!([]));
+}
+
+#[test]
+fn the_same_delta_again_gets_the_same_receipt() {
+    let mut scene = Scene::new(2, &SIZES);
+    scene.shadow.write(0, 0, &[1; 512]);
+    let stream = scene.shadow.capture();
+    let file = scene.beside("1.delta");
+    std::fs::write(&file, stream).unwrap();
+    let first = scene.run("store receive", &[text(&file)]).json();
+    let again = scene.run("store receive", &[text(&file)]).json();
+    assert_eq!(first["repeated"], false);
+    assert_eq!(again["repeated"], true);
+    for field in ["lineage", "sequence", "id", "bytes"] {
+        assert_eq!(first[field], again[field]);
+    }
+}
+
+#[test]
+fn points_beyond_the_number_to_keep_go_oldest_first() {
+    let mut scene = Scene::with_points(3, &SIZES, 3);
+    scene.receive();
+    scene.receive();
+    let options = ["--point", "each", "--keep-points", "2"];
+    let applied = scene.run("store apply", &options).json();
+    assert_eq!(applied["points_made"], json!([4, 5]));
+    assert_eq!(applied["points_removed"], json!([1, 2, 3]));
+    let removed = scene.run("point remove", &["4"]).json();
+    assert_eq!(removed["points"], 1);
+    scene.compare_exports(5);
+}
+
+#[test]
+fn a_moment_becomes_a_point_later_if_it_was_applied_without() {
+    let mut scene = Scene::new(4, &SIZES);
+    scene.receive();
+    let options = ["--point", "none", "--no-seal"];
+    let applied = scene.run("store apply", &options).json();
+    assert_eq!(applied["points_made"], json!([]));
+    let applied = scene.run("store apply", &[]).json();
+    assert_eq!(applied["applied"], json!([]));
+    assert_eq!(applied["points_made"], json!([1]));
+    let applied = scene.run("store apply", &[]).json();
+    assert_eq!(applied["points_made"], json!([]));
+}
+
+#[test]
+fn a_reverted_failover_leaves_the_replica_as_it_was() {
+    let mut scene = Scene::with_points(5, &SIZES, 2);
+    scene.receive();
+    let started = scene.run("failover start", &[]).json();
+    assert_eq!(started["sequence"], 3);
+    assert_eq!(scene.run("failover show", &[]).json(), started);
+    let newest = scene.shadow.at(Sequence::new(3)).to_vec();
+    for (disk, expected) in started["disks"].as_array().unwrap().iter().zip(&newest) {
+        compare_image(&path(&disk["image"]), expected).unwrap();
+        let write = ["write -P 7 0 64k".to_owned(), "flush".to_owned()];
+        qemu_io("qcow2", &path(&disk["image"]), &write).unwrap();
+        let read = read_through_blockdev(&disk["blockdev"], scene.folder.path());
+        let mut written = expected.clone();
+        written[..64 << 10].fill(7);
+        assert!(read == written);
+    }
+    scene.run("failover revert", &["--yes"]).json();
+    for sequence in [1, 2] {
+        scene.compare_exports(sequence);
+    }
+    // It goes on as if nothing had been.
+    scene.receive();
+    scene.run("store apply", &[]).json();
+    scene.compare_exports(4);
+}
+
+#[test]
+fn a_committed_failover_holds_the_point_and_what_the_guest_wrote() {
+    let scene = Scene::with_points(6, &SIZES, 4);
+    let started = scene.run("failover start", &["--to", "2"]).json();
+    assert_eq!(started["sequence"], 2);
+    let mut expected = scene.shadow.at(Sequence::new(2)).to_vec();
+    for (disk, expected) in started["disks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(&mut expected)
+    {
+        let read = read_through_blockdev(&disk["blockdev"], scene.folder.path());
+        assert!(read == *expected, "the chain of {}", disk["disk"]);
+        let write = ["write -P 9 128k 4k".to_owned(), "flush".to_owned()];
+        qemu_io("qcow2", &path(&disk["image"]), &write).unwrap();
+        expected[128 << 10..132 << 10].fill(9);
+    }
+    let committed = scene.run("failover commit", &["--yes"]).json();
+    assert_eq!(committed["sequence"], 2);
+    assert_eq!(committed["points_removed"], 4);
+    for (disk, expected) in committed["disks"].as_array().unwrap().iter().zip(&expected) {
+        assert!(std::fs::read(path(&disk["raw_image"])).unwrap() == *expected);
+        compare_image(&path(&disk["image"]), expected).unwrap();
+    }
+    assert_eq!(scene.run("store status", &[]).json()["role"], "committed");
+    scene.run("store receive", &["/dev/null"]).error(3);
+    scene.run("failover show", &[]).error(3);
+}
+
+#[test]
+fn a_failover_to_what_is_applied_keeps_what_waits() {
+    let mut scene = Scene::with_points(7, &SIZES, 1);
+    scene.receive();
+    let started = scene.run("failover start", &["--to", "applied"]).json();
+    assert_eq!(started["sequence"], 1);
+    let reverted = scene.run("failover revert", &["--yes"]).json();
+    assert_eq!(reverted, json!({ "applied": 1, "pending_deltas": 1 }));
+}
+
+#[test]
+fn a_moved_store_works_at_its_new_place() {
+    let mut scene = Scene::with_points(8, &SIZES, 2);
+    let moved = scene.beside("elsewhere");
+    std::fs::rename(&scene.store, &moved).unwrap();
+    std::fs::remove_file(moved.join("points/1.json")).unwrap();
+    scene.store = moved.canonicalize().unwrap();
+    let rescanned = scene.run("store rescan", &[]).json();
+    assert_eq!(rescanned["manifests_made"], 1);
+    assert_eq!(rescanned["folder"], text(&scene.store));
+    let again = scene.run("store rescan", &[]).json();
+    assert_eq!(again["images_made"], 0);
+    assert_eq!(again["manifests_made"], 0);
+    let points = scene.run("point list", &[]).json();
+    for point in points.as_array().unwrap() {
+        let sequence = Sequence::new(point["sequence"].as_u64().unwrap());
+        let expected = scene.shadow.at(sequence);
+        for (disk, expected) in point["disks"].as_array().unwrap().iter().zip(expected) {
+            compare_image(&path(&disk["image"]), expected).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_store_may_be_named_by_a_symlink_or_from_the_folder_beside_it() {
+    let scene = Scene::with_points(9, &SIZES, 1);
+    let label = scene.beside("label");
+    std::os::unix::fs::symlink(&scene.store, &label).unwrap();
+    let by_path = scene.run("point list", &[]).json();
+    assert_eq!(
+        lifeboat_json(&["point", "list", text(&label)]).json(),
+        by_path
+    );
+    let relative = crate::support::program()
+        .current_dir(scene.folder.path())
+        .args(["--output", "json", "point", "list", "vm"])
+        .output();
+    assert_eq!(crate::support::Run::of(relative.unwrap()).json(), by_path);
+}
+
+#[test]
+fn a_check_says_what_a_failover_would_lose() {
+    let mut scene = Scene::new(10, &SIZES);
+    let error = scene.run("store check", &[]).error(3);
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("nothing was received")
+    );
+    scene.receive();
+    scene.run("store apply", &[]).json();
+    scene.receive();
+    let check = scene.run("store check", &[]).json();
+    assert_eq!(check["failover_ready"], true);
+    assert_eq!(check["pending_deltas"], 1);
+    assert_eq!(check["newest_point"]["sequence"], 1);
+    assert_eq!(check["last_replication_time"], "2023-11-14T22:13:22Z");
+    scene.run("failover start", &[]).json();
+    let error = scene.run("store check", &[]).error(3);
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("failed over already")
+    );
+}
+
+#[test]
+fn a_verification_names_the_file_and_the_points_that_suffer() {
+    let scene = Scene::with_points(11, &SIZES, 3);
+    let points = scene.run("point list", &[]).json();
+    let damaged = path(&points[1]["disks"][0]["image"]);
+    // Every image begins with a cluster of header; then comes data, with gaps between its blocks.
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    let cluster = 1usize << u32::from_be_bytes(bytes[20..24].try_into().unwrap());
+    let data = bytes[cluster..].iter().position(|&byte| byte != 0).unwrap();
+    bytes[cluster + data] ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+
+    let run = scene.run("store verify", &[]);
+    let found = crate::support::parse(&run.stdout);
+    assert_eq!(found["findings"].as_array().unwrap().len(), 1);
+    assert_eq!(found["findings"][0]["path"], text(&damaged));
+    assert_eq!(found["findings"][0]["affected_points"], json!([1, 2]));
+    run.error(1);
+    scene.run("point verify", &["2"]).error(1);
+    scene.run("point verify", &["3"]).json();
+    let said = lifeboat(&["store", "verify", text(&scene.store)]);
+    assert_eq!(said.code, 1);
+    assert!(said.stdout.contains("recovery points affected: 1, 2\n"));
+    // A failover to the newest does not need the damaged file, one to 1 refuses in the commit.
+    scene.run("failover start", &["--to", "1"]).json();
+    scene.run("failover commit", &["--yes"]).error(1);
+    scene.run("failover revert", &["--yes"]).json();
+    scene.run("failover start", &[]).json();
+}

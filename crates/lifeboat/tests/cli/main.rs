@@ -1,0 +1,8 @@
+//! The program as its users run it: arguments in, text or JSON and an exit code out.
+
+mod capturing;
+mod flow;
+mod golden;
+mod refusals;
+mod serving;
+mod support;
