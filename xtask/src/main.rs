@@ -1,4 +1,4 @@
-//! Checks, tests and fuzzing of the project itself: `cargo xtask --help`.
+//! Checks, tests, benchmarks and fuzzing of the project itself: `cargo xtask --help`.
 //!
 //! Everything here runs on a developer's machine exactly as it runs in CI.
 //! Nothing here is part of the product, and no crate depends on it.
@@ -8,6 +8,7 @@
     reason = "how long a step took is what this program reports; no rule of the product depends on it"
 )]
 
+mod bench;
 mod ci;
 mod fuzz;
 mod process;
@@ -28,7 +29,7 @@ use crate::workspace::Workspace;
 #[command(
     name = "cargo xtask",
     bin_name = "cargo xtask",
-    about = "Checks, tests and fuzzing of the project itself"
+    about = "Checks, tests, benchmarks and fuzzing of the project itself"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -48,6 +49,8 @@ enum Task {
     Tidy,
     /// Run fuzz targets
     Fuzz(fuzz::Arguments),
+    /// Measure the budgets, side by side with stock tools
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,7 @@ fn run(task: &Task) -> Result<ExitCode> {
         Task::Test => return Ok(ci::run(&workspace)),
         Task::Tidy => tidy::run(&workspace)?,
         Task::Fuzz(arguments) => fuzz::run(&workspace, arguments)?,
+        Task::Bench(arguments) => return bench::run(&workspace, arguments),
     }
     Ok(ExitCode::SUCCESS)
 }

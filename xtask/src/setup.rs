@@ -67,16 +67,21 @@ const CARGO_TOOLS: [CargoTool; 2] = [
 
 /// Installs every program and tool that is missing.
 pub fn install_missing() -> Result<()> {
-    install_programs(&missing_of(&PROGRAMS, STORAGE_DAEMON.0))?;
-    // Asked again, because newer qemu-utils bring it and break the package
-    // that has it otherwise.
-    install_programs(&missing_of(&PROGRAMS, ""))?;
+    install_missing_programs()?;
     for tool in &CARGO_TOOLS {
         if !is_installed(tool) {
             install_tool(tool)?;
         }
     }
     Ok(())
+}
+
+/// Installs every program that is missing.
+pub fn install_missing_programs() -> Result<()> {
+    install_programs(&missing_of(&PROGRAMS, STORAGE_DAEMON.0))?;
+    // Asked again, because newer qemu-utils bring it and break the package
+    // that has it otherwise.
+    install_programs(&missing_of(&PROGRAMS, ""))
 }
 
 /// The programs that are not on this machine, leaving out `later`.
@@ -133,7 +138,8 @@ fn install_programs(missing: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-fn apt_get(arguments: &[&str]) -> Result<()> {
+/// Runs apt-get as root; it asks no questions and waits for another run of it.
+pub fn apt_get(arguments: &[&str]) -> Result<()> {
     let mut command = process::as_root("env")?;
     command
         .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])

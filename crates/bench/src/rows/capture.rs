@@ -1,0 +1,150 @@
+//! Capture of a whole disk over NBD, beside nbdcopy.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lifeboat_stream::Options;
+use lifeboat_sys::clock::Stopwatch;
+
+use super::{GIB, MIB, Setting};
+use crate::guest::{COMPACT, Guest};
+use crate::measure::{Bar, Measurement, Side, Unit};
+use crate::place::Place;
+use crate::program;
+use crate::qemu::Qemu;
+use crate::report::RowReport;
+use crate::view;
+
+const SIZE: u64 = 2 * GIB;
+const EXPORT: &str = "disk";
+
+/// The times of one way to copy the disk, one per run.
+type Times = Vec<f64>;
+
+pub fn measure(setting: &Setting) -> Result<RowReport> {
+    let place = &setting.place;
+    let mut guest = Guest::new(SIZE)?;
+    let image = place.join("disk.raw");
+    write_disk(&image, &mut guest)?;
+    let socket = place.join("nbd.sock");
+    let mut qemu = Qemu::start_storage(&image, &socket)?;
+    qemu.export(EXPORT)?;
+    place.sync()?;
+
+    let address = format!("nbd+unix:///{EXPORT}?socket={}", socket.display());
+    let (mut to_null, mut packed_to_null, mut nbdcopy_to_null) =
+        (Times::new(), Times::new(), Times::new());
+    let (mut to_file, mut packed_to_file, mut nbdcopy_to_file) =
+        (Times::new(), Times::new(), Times::new());
+    for _ in 0..setting.runs {
+        let one = |options, times: &mut Times| -> Result<()> {
+            times.push(captured(&socket, options, &mut io::sink())?.as_secs_f64());
+            Ok(())
+        };
+        one(COMPACT, &mut to_null)?;
+        let copy =
+            |target: &Path| program::timed(Command::new("nbdcopy").arg(&address).arg(target));
+        nbdcopy_to_null.push(copy("null:".as_ref())?.as_secs_f64());
+        one(Options::default(), &mut packed_to_null)?;
+
+        to_file.push(to_a_file(place, &socket, COMPACT)?);
+        let target = place.join("copy.raw");
+        let file = fresh(&target)?;
+        file.set_len(SIZE).context("size the copy")?;
+        place.sync()?;
+        let watch = Stopwatch::start();
+        copy(&target)?;
+        file.sync_all().context("sync the copy")?;
+        nbdcopy_to_file.push(watch.elapsed().as_secs_f64());
+        packed_to_file.push(to_a_file(place, &socket, Options::default())?);
+    }
+    let record = |name: &str, what: &str, a: &Times, theirs: &str, b: &Times| {
+        Measurement::compared(
+            name,
+            Unit::Seconds,
+            Side::new(what, a.clone()),
+            Side::new(theirs, b.clone()),
+            Bar::Record,
+        )
+    };
+    let (null, file) = ("nbdcopy to null", "nbdcopy to a file, with fsync");
+    Ok(RowReport {
+        name: "capture",
+        about: "A whole disk of 2 GiB (of each MiB one half random, the other like text) from qemu-storage-daemon over a \
+                unix socket into a delta stream: verified digests and an identity included, which nbdcopy does not have.",
+        measurements: vec![
+            record(
+                "to nothing, uncompressed",
+                "capture",
+                &to_null,
+                null,
+                &nbdcopy_to_null,
+            ),
+            record(
+                "to nothing, zstd 1",
+                "capture",
+                &packed_to_null,
+                null,
+                &nbdcopy_to_null,
+            ),
+            record(
+                "to a file, uncompressed",
+                "capture, with fsync",
+                &to_file,
+                file,
+                &nbdcopy_to_file,
+            ),
+            record(
+                "to a file, zstd 1",
+                "capture, with fsync",
+                &packed_to_file,
+                file,
+                &nbdcopy_to_file,
+            ),
+        ],
+        notes: Vec::new(),
+    })
+}
+
+/// Of each MiB, the first half is random and the second a text that repeats.
+fn write_disk(path: &Path, guest: &mut Guest) -> Result<()> {
+    let mut file = fresh(path)?;
+    let half = (MIB / 2) as usize;
+    let text: Vec<u8> = b"Nothing here is worth a second look. "
+        .iter()
+        .copied()
+        .cycle()
+        .take(half)
+        .collect();
+    for _ in 0..SIZE / MIB {
+        file.write_all(&guest.bytes(half))
+            .and_then(|()| file.write_all(&text))
+            .context("write the disk")?;
+    }
+    Ok(())
+}
+
+fn fresh(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("create {}", path.display()))
+}
+
+fn to_a_file(place: &Place, socket: &Path, options: Options) -> Result<f64> {
+    let mut file = fresh(&place.join("copy.delta"))?;
+    place.sync()?;
+    let watch = Stopwatch::start();
+    captured(socket, options, &mut file)?;
+    file.sync_all().context("sync the delta")?;
+    Ok(watch.elapsed().as_secs_f64())
+}
+
+/// Captures the whole disk as a first delta.
+fn captured(socket: &Path, options: Options, writer: &mut dyn Write) -> Result<Duration> {
+    let mut guest = Guest::new(SIZE)?;
+    let watch = Stopwatch::start();
+    view::capture_export(&mut guest, socket, EXPORT, None, options, writer)?;
+    Ok(watch.elapsed())
+}

@@ -1,0 +1,61 @@
+//! A disk that QEMU exports, captured whole or by its bitmap.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use lifeboat_capture::{CapturePlan, Captured, DEFAULT_DEADLINE, DEFAULT_DEPTH, Source, capture};
+use lifeboat_model::Consistency;
+use lifeboat_stream::Options;
+use lifeboat_sys::clock;
+
+use crate::guest::Guest;
+use crate::qemu::{VIEW, export_uri};
+
+/// Makes an empty image of `size` bytes.
+pub fn make_sparse(path: &Path, size: u64) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+    file.set_len(size)
+        .with_context(|| format!("size {}", path.display()))
+}
+
+/// Captures an export: what its bitmap marks, or all of it where no bitmap is named.
+pub fn capture_export(
+    guest: &mut Guest,
+    socket: &Path,
+    export: &str,
+    bitmap: Option<&str>,
+    options: Options,
+    writer: &mut dyn Write,
+) -> Result<Captured> {
+    let header = guest.next_header()?;
+    let plan = CapturePlan {
+        header,
+        captured_at: clock::wall(),
+        consistency: Consistency::Crash,
+        sources: vec![Source {
+            disk: guest.disk().clone(),
+            uri: export_uri(socket, export)?,
+            bitmap: bitmap.map(str::to_owned),
+        }],
+        options,
+        tls: None,
+        deadline: DEFAULT_DEADLINE,
+        depth: DEFAULT_DEPTH,
+    };
+    let captured = capture(&plan, writer, &mut |_| {}).context("capture the disk")?;
+    guest.captured(&header, &captured.footer);
+    Ok(captured)
+}
+
+/// Captures what the bitmap of the frozen view marks.
+pub fn capture_changes(
+    guest: &mut Guest,
+    socket: &Path,
+    bitmap: &str,
+    options: Options,
+    writer: &mut dyn Write,
+) -> Result<Captured> {
+    capture_export(guest, socket, VIEW, Some(bitmap), options, writer)
+}
