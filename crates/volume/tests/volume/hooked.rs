@@ -18,7 +18,7 @@ type Action = Mutex<Option<Box<dyn FnOnce() + Send>>>;
 pub struct Hooks {
     before_read: Action,
     before_next_data: Action,
-    /// How often a read lets other threads run first.
+    /// How often a read or write lets other threads run first.
     pub yields: AtomicU32,
 }
 
@@ -31,6 +31,12 @@ impl Hooks {
     /// Acts once, before a disk is next asked for data.
     pub fn before_next_data(&self, action: impl FnOnce() + Send + 'static) {
         *self.before_next_data.lock().unwrap() = Some(Box::new(action));
+    }
+
+    fn give_way(&self) {
+        for _ in 0..self.yields.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
     }
 
     pub fn all_done(&self) -> bool {
@@ -117,9 +123,7 @@ impl DiskPort for HookedDisk {
 impl DiskFile for HookedFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         act(&self.hooks.before_read);
-        for _ in 0..self.hooks.yields.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
+        self.hooks.give_way();
         self.file.read_at(buffer, offset)
     }
 
@@ -129,6 +133,7 @@ impl DiskFile for HookedFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.hooks.give_way();
         self.file.write_at(bytes, offset)
     }
 

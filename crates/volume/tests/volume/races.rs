@@ -1,13 +1,13 @@
 //! Writes that come at the worst moment of a reader of the view.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 
 use lifeboat_model::BLOCK_SIZE;
 use lifeboat_nbd::{ContextName, Errno, ZERO};
 use lifeboat_volume::Outcome;
 
-use super::fixture::{Fixture, PATIENCE, PLENTY};
+use super::fixture::{Fixture, PATIENCE, PLENTY, Stop};
 use super::hooked::{HookedDisk, Hooks};
 
 const SIZE: usize = 1 << 20;
@@ -95,5 +95,46 @@ fn writers_that_meet_in_a_block_keep_the_oldest() {
             view.release(Outcome::Received, PATIENCE).unwrap();
         }
         assert!(wrong.is_empty(), "{wrong:?}");
+    });
+}
+
+#[test]
+fn a_write_under_way_is_finished_before_the_freeze_or_begun_after_it() {
+    let (fixture, hooks) = hooked(PLENTY);
+    hooks.yields.store(30, Ordering::SeqCst);
+    let stop = Stop::default();
+    let answered = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let _end = stop.at_end();
+        for writer in 0..2u64 {
+            let (fixture, stop, answered) = (&fixture, &stop, &answered);
+            scope.spawn(move || {
+                let client = fixture.client("a");
+                for number in 1u64.. {
+                    if stop.has_come() {
+                        return;
+                    }
+                    client
+                        .write(writer * BLOCK_SIZE, &number.to_le_bytes())
+                        .unwrap();
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        for round in 0..60 {
+            let view = fixture.volume.freeze().unwrap();
+            let seen = answered.load(Ordering::SeqCst);
+            let reader = fixture.client("a@frozen");
+            let mut first = [0; 2 * BLOCK_SIZE as usize];
+            reader.read(0, &mut first).unwrap();
+            while answered.load(Ordering::SeqCst) < seen + 6 {
+                std::thread::yield_now();
+            }
+            let mut second = [0; 2 * BLOCK_SIZE as usize];
+            reader.read(0, &mut second).unwrap();
+            assert!(first == second, "round {round}: the view has changed");
+            drop(reader);
+            view.release(Outcome::Received, PATIENCE).unwrap();
+        }
     });
 }
