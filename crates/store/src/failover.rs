@@ -405,6 +405,9 @@ impl FailoverDisk {
             .saturating_sub(offset)
             .min(buffer.len() as u64) as usize;
         buffer[there..].fill(0);
+        if there == 0 {
+            return Ok(());
+        }
         self.below.read_at(offset, &mut buffer[..there])
     }
 }
