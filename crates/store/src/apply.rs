@@ -192,7 +192,7 @@ impl Store {
     }
 
     /// For each disk of the delta, its place in the store.
-    fn disks_of(&self, delta: &SpooledDelta) -> Vec<usize> {
+    pub(crate) fn disks_of(&self, delta: &SpooledDelta) -> Vec<usize> {
         let place = |disk: &lifeboat_stream::Disk| self.disk_index(&disk.id);
         let places: Result<Vec<_>, _> = delta.manifest.disks().iter().map(place).collect();
         places.expect("BUG: a received delta carries the store's disks")

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use lifeboat_model::{BLOCK_SIZE, Lineage, Sequence};
 use lifeboat_qcow2::{ExtentState, Overlay};
+use lifeboat_stream::Entry;
 use lifeboat_sys::disk::{Access, Cloned, DiskFile};
 use serde::Serialize;
 
@@ -21,6 +22,7 @@ use crate::index::Saved;
 use crate::reader::View;
 use crate::record::{Failover, Phase, Record, Target};
 use crate::segment::Segment;
+use crate::spool::{self, ScanError, SpooledDelta};
 use crate::store::Store;
 
 /// How much of a disk is planned at once.
@@ -160,31 +162,67 @@ impl Store {
         files::remove(self.disk.as_ref(), &path)?;
         let file = self.disk.create(&path).context("create", &path)?;
         let mut map = MapWriter::new(file);
+        let write = |outcome: std::io::Result<()>| outcome.context("write", &path);
         for (at, (_, overlay)) in self.open_overlays()?.iter().enumerate() {
             for extent in overlay.allocated(0..overlay.virtual_size()) {
                 let extent = extent.map_err(|error| image_error(&path, &error))?;
-                map.push(
-                    at,
-                    MapKind::Written,
-                    extent.offset..extent.offset + extent.len,
-                )
-                .context("write", &path)?;
+                let range = extent.offset..extent.offset + extent.len;
+                write(map.push(at, MapKind::Written, range))?;
             }
             if let Target::Segment(number) = failover.target {
                 for segment in self.images[at].chain.from(number) {
                     for (run, _) in segment.index().context("read the index for", &path)?.runs() {
-                        map.push(
-                            at,
-                            MapKind::RolledBack,
-                            run.start * BLOCK_SIZE..run.end * BLOCK_SIZE,
-                        )
-                        .context("write", &path)?;
+                        let range = run.start * BLOCK_SIZE..run.end * BLOCK_SIZE;
+                        write(map.push(at, MapKind::RolledBack, range))?;
                     }
                 }
             }
+            // No segment holds what a disk has grown by since the point; the commit zeroes it.
+            let grown = failover.target_sizes[at].bytes()..failover.sizes[at].bytes();
+            if !grown.is_empty() {
+                write(map.push(at, MapKind::RolledBack, grown))?;
+            }
+        }
+        for delta in &self.spool {
+            self.note_unapplied(delta, &mut map)?;
         }
         map.finish().context("write", &path)?;
         files::sync_parent(self.disk.as_ref(), &path)
+    }
+
+    /// Notes what a delta would have changed that was acknowledged and never applied.
+    fn note_unapplied(&self, delta: &SpooledDelta, map: &mut MapWriter) -> Result<(), StoreError> {
+        let path = self
+            .layout
+            .delta(&self.state.lineage.id, delta.moment.sequence);
+        let file = self
+            .disk
+            .open(&path, Access::ReadOnly)
+            .context("open", &path)?;
+        let disks = self.disks_of(delta);
+        let at_spool = |error: ScanError| error.at(&path);
+        let mut scan = spool::open_scan(&file).map_err(at_spool)?;
+        while let Some(entry) = scan
+            .next_entry()
+            .map_err(|e| at_spool(ScanError::Decode(e)))?
+        {
+            let (disk, offset, len) = match entry {
+                Entry::Blob { .. } => continue,
+                Entry::Data {
+                    disk,
+                    offset,
+                    payload,
+                } => (disk, offset, u64::from(payload.plain_len)),
+                Entry::Zero {
+                    disk,
+                    offset,
+                    length,
+                } => (disk, offset, length),
+            };
+            map.push(disks[disk], MapKind::RolledBack, offset..offset + len)
+                .context("write the divergence map from", &path)?;
+        }
+        Ok(())
     }
 
     /// Writes the heads of a commit that has begun.
@@ -461,7 +499,7 @@ fn read_padded(file: &dyn DiskFile, offset: u64, buffer: &mut [u8]) -> std::io::
 enum MapKind {
     /// The guest wrote it here.
     Written = 1,
-    /// The peer had sent it, and going back to a point undid it.
+    /// The peer had sent it, and going back to a point undid it, or it was never applied.
     RolledBack = 2,
 }
 
