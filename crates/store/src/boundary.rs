@@ -24,6 +24,9 @@ use crate::store::{PinCounts, Store};
 /// The longest chain that QEMU opens well: the time to open grows with the square.
 const MAX_SEGMENTS: usize = 32;
 
+/// Applying to sealed segments needs one more that is no point.
+const MAX_POINTS: usize = MAX_SEGMENTS - 1;
+
 /// Who uses which boundary.
 #[derive(Debug, Default)]
 pub(crate) struct Pins(PinCounts);
@@ -75,9 +78,13 @@ impl Store {
             let moment = store.state.applied.ok_or(Refused::NothingApplied {
                 purpose: "make a recovery point of",
             })?;
+            let sequence = moment.sequence;
+            if store.point_segment(sequence).is_ok() {
+                return Ok(sequence);
+            }
+            store.refuse_too_many_points()?;
             let last = store.state.segments.last().cloned();
-            match last.filter(|segment| segment.moment.sequence == moment.sequence) {
-                Some(segment) if segment.is_point => {}
+            match last.filter(|segment| segment.moment.sequence == sequence) {
                 Some(segment) => {
                     store.write_manifest(&SegmentState {
                         is_point: true,
@@ -90,7 +97,7 @@ impl Store {
                 }
                 None => store.open_boundary(now, true)?,
             }
-            Ok(moment.sequence)
+            Ok(sequence)
         })
     }
 
@@ -123,15 +130,7 @@ impl Store {
     pub fn seal(&mut self) -> Result<(), StoreError> {
         self.change(|store| {
             store.complete_apply()?;
-            while let Some(number) = store
-                .state
-                .segments
-                .iter()
-                .find(|s| !s.sealed)
-                .map(|s| s.number)
-            {
-                store.seal_segment(number)?;
-            }
+            store.seal_all()?;
             store.merge_unreferenced()?;
             if matches!(store.state.phase, Phase::Replica) {
                 // The chains end at the wrappers, whose size a resize has left behind.
@@ -139,6 +138,25 @@ impl Store {
             }
             Ok(())
         })
+    }
+
+    fn seal_all(&mut self) -> Result<(), StoreError> {
+        while let Some(segment) = self.state.segments.iter().find(|segment| !segment.sealed) {
+            let number = segment.number;
+            self.seal_segment(number)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses one more point unless applying to sealed segments still works with it.
+    fn refuse_too_many_points(&self) -> Result<(), Refused> {
+        let segments = self.state.segments.iter();
+        let referenced = segments.filter(|segment| self.is_referenced(segment));
+        if referenced.count() < MAX_POINTS {
+            Ok(())
+        } else {
+            Err(Refused::TooManySegments { limit: MAX_POINTS })
+        }
     }
 
     fn users(&self, boundary: u64) -> usize {
@@ -177,13 +195,9 @@ impl Store {
     /// Opens a boundary after what the heads hold now.
     fn open_boundary(&mut self, now: Timestamp, is_point: bool) -> Result<(), StoreError> {
         if self.state.segments.len() >= MAX_SEGMENTS {
+            // Fewer are referred to; sealed, the others can be merged away.
+            self.seal_all()?;
             self.merge_unreferenced()?;
-        }
-        if self.state.segments.len() >= MAX_SEGMENTS {
-            return Err(Refused::TooManySegments {
-                limit: MAX_SEGMENTS,
-            }
-            .into());
         }
         let moment = self
             .state

@@ -120,7 +120,7 @@ pub enum Refused {
     #[error("recovery point {sequence} is in use ({users} readers); end them first")]
     PointInUse { sequence: Sequence, users: usize },
 
-    #[error("{limit} segments are the most that QEMU opens well; remove recovery points first")]
+    #[error("{limit} recovery points are the most whose images QEMU opens well; remove one first")]
     TooManySegments { limit: usize },
 
     #[error("the VM is failed over; revert or commit the failover first")]
