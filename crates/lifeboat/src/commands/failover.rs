@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::store::StoreArgs;
-use super::{confirm, open_store};
+use super::{confirm, open_store, shown};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, facts};
 use crate::progress::Progress;
@@ -82,7 +82,7 @@ struct FailoverView {
 struct DiskView {
     disk: DiskId,
     size: u64,
-    image: PathBuf,
+    image: String,
     /// The value of QEMU's option -blockdev that opens the image.
     blockdev: serde_json::Value,
 }
@@ -140,7 +140,7 @@ fn view(started: StartedFailover) -> FailoverView {
                 blockdev: blockdev(&disk),
                 disk: disk.id,
                 size: disk.size.bytes(),
-                image: disk.image,
+                image: shown(&disk.image),
             })
             .collect(),
     }
@@ -149,7 +149,7 @@ fn view(started: StartedFailover) -> FailoverView {
 /// Every node with its driver and its file, down to the data file: QEMU probes nothing, and looks
 /// nothing up in a folder of its own.
 fn blockdev(disk: &StartedDisk) -> serde_json::Value {
-    let file = |path: &Path| json!({ "driver": "file", "filename": path });
+    let file = |path: &Path| json!({ "driver": "file", "filename": shown(path) });
     let mut below = None;
     for image in disk.below.iter().rev() {
         let mut node = json!({ "driver": "qcow2", "read-only": true, "file": file(image) });
@@ -184,7 +184,7 @@ fn text(view: &FailoverView) -> String {
             "\n{} {}\n  image: {}\n  QEMU:  -blockdev '{}'\n",
             disk.disk,
             Bytes(disk.size),
-            disk.image.display(),
+            disk.image,
             // So that a shell reads it as one word.
             disk.blockdev.to_string().replace('\'', r"'\''"),
         ));
@@ -228,8 +228,8 @@ struct CommitView {
 struct CommittedDisk {
     disk: DiskId,
     size: u64,
-    image: PathBuf,
-    raw_image: PathBuf,
+    image: String,
+    raw_image: String,
 }
 
 fn commit(args: &EndArgs, output: OutputFormat) -> Result<(), Failure> {
@@ -255,10 +255,10 @@ fn commit(args: &EndArgs, output: OutputFormat) -> Result<(), Failure> {
         disks: disks
             .filter_map(|disk| {
                 Some(CommittedDisk {
-                    image: disk.below.last()?.clone(),
+                    image: shown(disk.below.last()?),
                     disk: disk.id,
                     size: disk.size.bytes(),
-                    raw_image: disk.head,
+                    raw_image: shown(&disk.head),
                 })
             })
             .collect(),
@@ -274,7 +274,7 @@ fn commit_text(view: &CommitView) -> String {
         view.points_removed,
     );
     for disk in &view.disks {
-        let raw = disk.raw_image.display();
+        let raw = &disk.raw_image;
         text.push_str(&format!("{}  the VM's disk is {raw} (raw)\n", disk.disk));
     }
     text

@@ -95,6 +95,11 @@ fn confirm(question: &str) -> Result<(), Failure> {
     }
 }
 
+/// A path as it is printed; JSON can hold only text.
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// A time as it is printed: RFC 3339, UTC.
 fn time(timestamp: Timestamp) -> String {
     timestamp.to_string()

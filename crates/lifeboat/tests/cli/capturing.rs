@@ -1,12 +1,14 @@
 //! Captures of disks that QEMU serves, sent through a pipe into a store.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use lifeboat_harness::{Random, qemu_io, run_tool};
 use serde_json::{Value, json};
 
-use crate::support::{Run, lifeboat_json, parse, program, text};
+use crate::qemu_nbd::QemuNbd;
+use crate::serving::{Serving, write_certificates};
+use crate::support::{Run, Scene, lifeboat_json, parse, program, text};
 
 const SIZE: usize = 24 << 20;
 
@@ -16,16 +18,6 @@ struct Primary {
     random: Random,
     /// What the guest wrote.
     disk: Vec<u8>,
-}
-
-/// A server that ends with the test.
-struct Export(Child);
-
-impl Drop for Export {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Primary {
@@ -80,17 +72,11 @@ impl Primary {
         tool("qemu-img", &options);
     }
 
-    fn export(&self, options: &[&str]) -> Export {
-        let (socket, image) = (self.path("socket"), self.path("vm.qcow2"));
-        let child = Command::new("qemu-nbd")
-            .args(["-r", "-t", "-e", "8", "-x", "sda", "-f", "qcow2"])
-            .args(["-k", text(&socket)])
-            .args(options)
-            .arg(&image)
-            .spawn()
-            .expect("qemu-nbd, of the package qemu-utils, is needed");
-        crate::serving::wait_for(&socket);
-        Export(child)
+    /// Serves the disk read-only.
+    fn export(&self, options: &[&str]) -> QemuNbd {
+        let mut all = vec!["-r"];
+        all.extend(options);
+        QemuNbd::serve(&self.path("vm.qcow2"), &self.path("socket"), &all)
     }
 
     fn uri(&self) -> String {
@@ -302,4 +288,55 @@ fn a_receiver_that_dies_fails_the_capture() {
         (&state["drawn"], &state["captured"]),
         (&json!(1), &json!([]))
     );
+}
+
+#[test]
+fn a_capture_over_tls_shows_its_certificate_and_checks_the_servers() {
+    let source = Scene::with_points(65, &[SIZE as u64], 1);
+    let pki = source.beside("pki");
+    std::fs::create_dir(&pki).unwrap();
+    write_certificates(&pki);
+    let file = |name: &str| pki.join(name).to_str().unwrap().to_owned();
+    let ca = file("ca-cert.pem");
+    let (cert, key) = (file("server-cert.pem"), file("server-key.pem"));
+    let options = [
+        "1",
+        "--tcp",
+        "127.0.0.1:0",
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+        "--tls-ca",
+        &ca,
+    ];
+    let serving = Serving::start(&source, &options);
+    let uri = serving.exports[0]["uri"].as_str().unwrap();
+    let from = format!("sda={uri}");
+
+    let primary = Primary::new(65);
+    let delta = primary.path("delta");
+    let capture = |more: &[&str]| {
+        let state = primary.path("state.json");
+        let mut arguments = vec!["delta", "capture", "--state", text(&state)];
+        arguments.extend(["--from", &from, "--out", text(&delta)]);
+        arguments.extend(more);
+        lifeboat_json(&arguments)
+    };
+    let (cert, key) = (file("client-cert.pem"), file("client-key.pem"));
+    let own = ["--tls-cert", &cert, "--tls-key", &key, "--tls-ca", &ca];
+    capture(&[]).error(6);
+    capture(&["--tls-ca", &ca, "--tls-server-name", "localhost"]).error(6);
+    // The certificate names localhost and no address.
+    capture(&own).error(6);
+    let mut right = own.to_vec();
+    right.extend(["--tls-server-name", "localhost"]);
+    assert_eq!(capture(&right).json()["sequence"], 4);
+    serving.stop().done();
+
+    let store = primary.path("store");
+    lifeboat_json(&["store", "receive", text(&store), text(&delta)]).json();
+    let mut primary = primary;
+    primary.disk = source.shadow.disks()[0].clone();
+    primary.compare(4);
 }

@@ -274,3 +274,70 @@ fn a_verification_names_the_file_and_the_points_that_suffer() {
     scene.run("failover revert", &["--yes"]).json();
     scene.run("failover start", &[]).json();
 }
+
+#[test]
+fn more_points_than_qemu_opens_well_are_refused_and_what_was_applied_stays() {
+    let mut scene = Scene::new(12, &[1 << 20]);
+    for _ in 0..34 {
+        scene.receive();
+    }
+    let run = scene.run("store apply", &["--point", "each"]);
+    let done = crate::support::parse(&run.stdout);
+    let error = run.error(3);
+    assert!(error["hint"].as_str().unwrap().contains("--keep-points"));
+    let made = done["points_made"].as_array().unwrap().len();
+    assert!((30..=32).contains(&made), "{made}");
+    let points = scene.run("point list", &[]).json();
+    assert_eq!(points.as_array().unwrap().len(), made);
+    assert!(
+        points
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|point| point["sealed"] == true)
+    );
+
+    // The most that may be kept can be kept, over and over.
+    let options = ["--point", "each", "--keep-points", "30"];
+    scene.run("store apply", &options).json();
+    for sequence in 35..=38 {
+        scene.receive();
+        let applied = scene.run("store apply", &options).json();
+        assert_eq!(applied["points_made"], json!([sequence]));
+    }
+    let points = scene.run("point list", &[]).json();
+    assert_eq!(points.as_array().unwrap().len(), 30);
+    for sequence in [9, 20, 38] {
+        scene.compare_exports(sequence);
+    }
+}
+
+#[test]
+fn names_that_are_not_utf_8_are_no_crash() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let scene = Scene::with_points(13, &[1 << 20], 1);
+    let odd = |name: &[u8]| scene.folder.path().join(std::ffi::OsStr::from_bytes(name));
+    let run = |arguments: &[&str], path: &Path| {
+        let run = crate::support::program()
+            .args(["--output", "json"])
+            .args(arguments)
+            .arg(path)
+            .output();
+        crate::support::Run::of(run.unwrap())
+    };
+    let out = odd(b"out-\xff.raw");
+    let export = [
+        "point",
+        "export",
+        text(&scene.store),
+        "1",
+        "--disk",
+        "disk0",
+        "--out",
+    ];
+    run(&export, &out).json();
+    assert!(std::fs::read(&out).unwrap() == scene.shadow.at(Sequence::new(1))[0]);
+    run(&["store", "status"], &odd(b"store-\xff")).error(5);
+    run(&["store", "init", "--disk", "sda=1M"], &odd(b"new-\xff")).error(1);
+    run(&["delta", "inspect"], &out).error(1);
+}

@@ -3,6 +3,7 @@
 mod capturing;
 mod flow;
 mod golden;
+mod qemu_nbd;
 mod refusals;
 mod serving;
 mod support;

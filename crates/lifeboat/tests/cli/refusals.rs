@@ -7,6 +7,7 @@ use std::process::Command;
 
 use lifeboat_harness::Activity;
 
+use crate::qemu_nbd::QemuNbd;
 use crate::support::{Run, Scene, lifeboat, lifeboat_fed, lifeboat_json, parse, text};
 
 const SIZES: [u64; 1] = [1 << 20];
@@ -247,17 +248,11 @@ fn an_image_that_qemu_has_open_is_in_use() {
     let started = scene.run("failover start", &[]).json();
     let image = started["disks"][0]["image"].as_str().unwrap();
     let socket = scene.beside("nbd");
-    let mut vm = Command::new("qemu-nbd")
-        .args(["-f", "qcow2", "-t", "-k", text(&socket), image])
-        .args(["--pid-file", text(&scene.beside("pid"))])
-        .spawn()
-        .expect("qemu-nbd, of the package qemu-utils, is needed");
-    crate::serving::wait_for(&socket);
+    let vm = QemuNbd::serve(Path::new(image), &socket, &[]);
     scene.run("failover commit", &["--yes"]).error(6);
     let error = scene.run("failover revert", &["--yes"]).error(6);
     assert!(error["message"].as_str().unwrap().contains(image));
-    vm.kill().unwrap();
-    vm.wait().unwrap();
+    drop(vm);
     scene.run("failover revert", &["--yes"]).json();
 }
 

@@ -1,7 +1,6 @@
 //! Recovery points over NBD, read by stock clients.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
 
@@ -14,29 +13,16 @@ use crate::support::{Run, Scene, parse, program, text};
 
 const SIZES: [u64; 2] = [5 << 20, (1 << 20) + 512];
 
-/// Waits until somebody listens on a socket.
-pub fn wait_for(socket: &Path) {
-    let connected = (0..600).any(|_| {
-        let is_there = UnixStream::connect(socket).is_ok();
-        if !is_there {
-            // Another program has no other way to say that it listens.
-            std::thread::park_timeout(std::time::Duration::from_millis(50));
-        }
-        is_there
-    });
-    assert!(connected, "nobody listens on {}", socket.display());
-}
-
 /// A server under way.
-struct Serving {
+pub struct Serving {
     child: Child,
     stdout: BufReader<ChildStdout>,
     /// What it printed when it was ready.
-    exports: Vec<Value>,
+    pub exports: Vec<Value>,
 }
 
 impl Serving {
-    fn start(scene: &Scene, options: &[&str]) -> Self {
+    pub fn start(scene: &Scene, options: &[&str]) -> Self {
         let mut child = program()
             .args(["--output", "json", "point", "serve", text(&scene.store)])
             .args(options)
@@ -58,7 +44,7 @@ impl Serving {
         }
     }
 
-    fn stop(self) -> Run {
+    pub fn stop(self) -> Run {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).unwrap();
         self.end()
@@ -214,7 +200,7 @@ fn with_certificates_only_clients_that_show_theirs_are_served() {
 }
 
 /// An authority, a server named localhost and a client, under the names libnbd looks for.
-fn write_certificates(folder: &Path) {
+pub fn write_certificates(folder: &Path) {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
     let named = |name: &str| {
         let mut parameters = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();

@@ -10,7 +10,7 @@ use lifeboat_store::{PointReader, RangeKind};
 use lifeboat_stream::is_zero;
 use serde::Serialize;
 
-use crate::commands::open_store;
+use crate::commands::{open_store, shown};
 use crate::exit::Failure;
 use crate::new_file::NewFile;
 use crate::output::OutputFormat;
@@ -46,7 +46,7 @@ pub struct ExportArgs {
 struct ExportView {
     sequence: Sequence,
     disk: DiskId,
-    file: PathBuf,
+    file: String,
     size: u64,
     data_bytes: u64,
 }
@@ -66,7 +66,7 @@ pub fn run(args: &ExportArgs, output: OutputFormat) -> Result<(), Failure> {
     let view = ExportView {
         sequence: args.sequence,
         disk: args.disk.clone(),
-        file: args.out.clone(),
+        file: shown(&args.out),
         size: reader.size(),
         data_bytes,
     };
@@ -75,7 +75,7 @@ pub fn run(args: &ExportArgs, output: OutputFormat) -> Result<(), Failure> {
             "{} of recovery point {} copied to {}: {}, of which {} data\n",
             view.disk,
             view.sequence,
-            view.file.display(),
+            view.file,
             Bytes(view.size),
             Bytes(view.data_bytes)
         )

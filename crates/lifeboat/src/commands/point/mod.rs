@@ -11,7 +11,7 @@ use lifeboat_store::Point;
 use serde::Serialize;
 
 use super::store::{StoreArgs, VerificationView, verification_text};
-use super::{consistency, open_store, time};
+use super::{consistency, open_store, shown, time};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, Table, yes_no};
 use crate::progress::Progress;
@@ -86,7 +86,7 @@ pub struct PointView {
 struct DiskView {
     disk: DiskId,
     size: u64,
-    image: PathBuf,
+    image: String,
 }
 
 impl PointView {
@@ -95,7 +95,7 @@ impl PointView {
         let disks = point.disks.iter().map(|disk| DiskView {
             disk: disk.id.clone(),
             size: disk.size.bytes(),
-            image: disk.image.clone(),
+            image: shown(&disk.image),
         });
         Self {
             sequence: point.sequence,

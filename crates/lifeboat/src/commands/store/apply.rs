@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lifeboat_model::{DeltaId, Sequence};
-use lifeboat_store::{AppliedDelta, Store};
+use lifeboat_store::{AppliedDelta, Store, StoreError};
 use lifeboat_sys::clock;
 use serde::Serialize;
 
@@ -24,7 +24,7 @@ pub struct ApplyArgs {
     point: PointPolicy,
 
     /// Remove the oldest recovery points beyond this number
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=31))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=30))]
     keep_points: Option<u64>,
 
     /// Leave the newest segment open: quicker, but stock QEMU tools cannot open every point
@@ -58,6 +58,12 @@ struct AppliedView {
     changed_bytes: u64,
 }
 
+impl ApplyView {
+    fn has_changes(&self) -> bool {
+        !(self.applied.is_empty() && self.points_made.is_empty() && self.points_removed.is_empty())
+    }
+}
+
 /// Applies what was received, and keeps the recovery points as asked.
 ///
 /// # Errors
@@ -68,31 +74,39 @@ pub fn run(args: &ApplyArgs, output: OutputFormat) -> Result<(), Failure> {
         applied: Vec::new(),
         points_made: Vec::new(),
         points_removed: Vec::new(),
-        sealed: !args.no_seal,
+        sealed: false,
     };
+    let outcome = apply(&mut store, args, &mut view);
+    let is_refused = matches!(outcome, Err(Failure::Store(StoreError::Refused(_))));
+    if outcome.is_err() && !(is_refused && view.has_changes()) {
+        return outcome;
+    }
+    if !args.no_seal {
+        store.seal()?;
+        view.sealed = true;
+    }
+    output.print(&view, text)?;
+    outcome
+}
+
+fn apply(store: &mut Store, args: &ApplyArgs, view: &mut ApplyView) -> Result<(), Failure> {
+    // First of all: a store that is full of points has no room to apply anything.
+    trim(store, args.keep_points, view)?;
     let progress = Progress::bytes("applied");
     let mut done = 0;
     while let Some(applied) = store.apply_next(&mut |bytes| progress.set(done + bytes))? {
         done += applied.changed_bytes;
         view.applied.push(applied_view(&applied));
         if args.point == PointPolicy::Each {
-            make_point(&mut store, args.keep_points, &mut view)?;
+            make_point(store, args.keep_points, view)?;
         }
     }
     drop(progress);
-    match args.point {
-        // Also for a moment that was applied earlier, by a run that did not get this far.
-        PointPolicy::Last | PointPolicy::Each => {
-            if store.applied() > Sequence::ZERO {
-                make_point(&mut store, args.keep_points, &mut view)?;
-            }
-        }
-        PointPolicy::None => trim(&mut store, args.keep_points, &mut view)?,
+    // Also for a moment that was applied earlier, by a run that did not get this far.
+    if args.point != PointPolicy::None && store.applied() > Sequence::ZERO {
+        make_point(store, args.keep_points, view)?;
     }
-    if !args.no_seal {
-        store.seal()?;
-    }
-    output.print(&view, text)
+    Ok(())
 }
 
 fn applied_view(applied: &AppliedDelta) -> AppliedView {
@@ -104,14 +118,12 @@ fn applied_view(applied: &AppliedDelta) -> AppliedView {
     }
 }
 
-/// Makes the newest moment a recovery point unless it is one. Points beyond the limit go before,
-/// so that there is room, and after.
+/// Makes the newest moment a recovery point unless it is one; then points beyond the limit go.
 fn make_point(store: &mut Store, keep: Option<u64>, view: &mut ApplyView) -> Result<(), Failure> {
     let is_point = |store: &Store| {
         let newest = store.points().last().map(|point| point.sequence);
         newest == Some(store.applied())
     };
-    trim(store, keep, view)?;
     if !is_point(store) {
         view.points_made.push(store.make_point(clock::wall())?);
     }

@@ -10,7 +10,7 @@ use lifeboat_sys::host;
 use serde::Serialize;
 
 use crate::capture_state::CaptureState;
-use crate::commands::{absolute, holder};
+use crate::commands::{absolute, holder, shown};
 use crate::exit::Failure;
 use crate::new_file::refuse_existing;
 use crate::output::{OutputFormat, facts};
@@ -49,7 +49,7 @@ fn parse_disk(text: &str) -> Result<(DiskId, DiskSize), String> {
 
 #[derive(Serialize)]
 struct InitView {
-    folder: PathBuf,
+    folder: String,
     vm: VmId,
     relationship: RelationshipId,
     lineage: LineageId,
@@ -87,7 +87,7 @@ pub fn run(args: &InitArgs, output: OutputFormat) -> Result<(), Failure> {
         CaptureState::new(new.relationship, new.lineage, disks).create(path)?;
     }
     let view = InitView {
-        folder,
+        folder: shown(&folder),
         vm: new.vm,
         relationship: new.relationship,
         lineage: new.lineage,
@@ -110,7 +110,7 @@ fn text(view: &InitView) -> String {
         .map(|disk| format!("{} {}", disk.disk, Bytes(disk.size)))
         .collect();
     facts(&[
-        ("store", view.folder.display().to_string()),
+        ("store", view.folder.clone()),
         ("vm", view.vm.to_string()),
         ("relationship", view.relationship.to_string()),
         ("lineage", view.lineage.to_string()),

@@ -1,14 +1,12 @@
 //! `lifeboat store status` and `lifeboat store rescan`.
 
-use std::path::PathBuf;
-
 use lifeboat_model::{DeltaId, DiskId, Lineage, RelationshipId, Sequence, VmId};
 use lifeboat_store::{Pending, Role, Status, Store};
 use serde::Serialize;
 
 use super::StoreArgs;
 use crate::commands::point::{PointView, point_table};
-use crate::commands::{absolute, open_store, time};
+use crate::commands::{absolute, open_store, shown, time};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, Table, facts, yes_no};
 use crate::size::Bytes;
@@ -149,7 +147,7 @@ fn text(view: &StatusView) -> String {
 
 #[derive(Serialize)]
 struct RescanView {
-    folder: PathBuf,
+    folder: String,
     images_made: usize,
     manifests_made: usize,
     status: StatusView,
@@ -163,14 +161,14 @@ pub fn rescan(args: &StoreArgs, output: OutputFormat) -> Result<(), Failure> {
     let mut store = open_store(&args.folder, "store rescan")?;
     let rescanned = store.rescan()?;
     let view = RescanView {
-        folder: absolute(&args.folder)?,
+        folder: shown(&absolute(&args.folder)?),
         images_made: rescanned.images_made,
         manifests_made: rescanned.manifests_made,
         status: StatusView::of(&store)?,
     };
     output.print(&view, |view| {
         let done = facts(&[
-            ("store", view.folder.display().to_string()),
+            ("store", view.folder.clone()),
             ("images made anew", view.images_made.to_string()),
             ("descriptions made anew", view.manifests_made.to_string()),
         ]);

@@ -1,13 +1,11 @@
 //! `lifeboat store verify`, and how a verification is printed.
 
-use std::path::PathBuf;
-
 use lifeboat_model::Sequence;
 use lifeboat_store::Verification;
 use serde::Serialize;
 
 use super::StoreArgs;
-use crate::commands::open_store;
+use crate::commands::{open_store, shown};
 use crate::exit::Failure;
 use crate::output::OutputFormat;
 use crate::progress::Progress;
@@ -23,7 +21,7 @@ pub struct VerificationView {
 
 #[derive(Debug, Serialize)]
 struct FindingView {
-    path: PathBuf,
+    path: String,
     what: String,
     affected_points: Vec<Sequence>,
 }
@@ -37,7 +35,7 @@ impl VerificationView {
             not_verifiable_bytes: verification.not_verifiable_bytes,
             findings: findings
                 .map(|finding| FindingView {
-                    path: finding.path,
+                    path: shown(&finding.path),
                     what: finding.what,
                     affected_points: finding.points,
                 })
@@ -62,7 +60,7 @@ impl VerificationView {
 pub fn verification_text(view: &VerificationView) -> String {
     let mut text = String::new();
     for finding in &view.findings {
-        text.push_str(&format!("{}: {}\n", finding.path.display(), finding.what));
+        text.push_str(&format!("{}: {}\n", finding.path, finding.what));
         if !finding.affected_points.is_empty() {
             let points: Vec<String> = finding
                 .affected_points
