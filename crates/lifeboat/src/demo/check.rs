@@ -1,8 +1,8 @@
 //! Comparing whole moments, in the foreground and while deltas are being applied.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use lifeboat_model::Sequence;
@@ -13,6 +13,9 @@ use super::compare::{Difference, ReadDisk, compare};
 use super::error::DemoError;
 use super::fat::{ReadOnlyDisk, check_files};
 use super::guest::Moment;
+
+/// More threads would only wait for the disk.
+const MAX_THREADS: usize = 4;
 
 /// How a disk is read.
 pub struct DiskReader<'a> {
@@ -116,6 +119,35 @@ pub fn read_point(readers: &[PointReader]) -> Vec<DiskReader<'_>> {
         .collect()
 }
 
+/// Compares recovery points, several at once where there are processors for it.
+pub fn compare_points(jobs: Vec<Job>, when: &str) -> Vec<Comparison> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let queue = Mutex::new(jobs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        let mut compared = Vec::new();
+        while let Some(job) = next() {
+            compared.push(job.run(when, &AtomicBool::new(false)));
+        }
+        compared
+    };
+    let mut compared: Vec<Comparison> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(MAX_THREADS))
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    compared.sort_by_key(|comparison| comparison.sequence);
+    compared
+}
+
 /// Compares recovery points in a thread of its own.
 #[derive(Debug)]
 pub struct Checker {
@@ -124,11 +156,12 @@ pub struct Checker {
     applying: Arc<AtomicBool>,
 }
 
+/// A recovery point that is to be compared.
 #[derive(Debug)]
-struct Job {
-    sequence: Sequence,
-    moment: Arc<Moment>,
-    readers: Vec<PointReader>,
+pub struct Job {
+    pub sequence: Sequence,
+    pub moment: Arc<Moment>,
+    pub readers: Vec<PointReader>,
 }
 
 impl Checker {
@@ -140,7 +173,12 @@ impl Checker {
         let is_applying = Arc::clone(&applying);
         let thread = std::thread::Builder::new()
             .name("checker".to_owned())
-            .spawn(move || queue.into_iter().map(|job| job.run(&is_applying)).collect())
+            .spawn(move || {
+                queue
+                    .into_iter()
+                    .map(|job| job.run("while the replica went on", &is_applying))
+                    .collect()
+            })
             .map_err(|source| DemoError::System {
                 what: "a thread",
                 source,
@@ -153,12 +191,7 @@ impl Checker {
     }
 
     /// Has a recovery point compared while other things go on.
-    pub fn submit(&self, sequence: Sequence, moment: Arc<Moment>, readers: Vec<PointReader>) {
-        let job = Job {
-            sequence,
-            moment,
-            readers,
-        };
+    pub fn submit(&self, job: Job) {
         // A checker that has panicked is found out about when it is finished.
         let _ = self.jobs.send(job);
     }
@@ -182,15 +215,121 @@ impl Checker {
 }
 
 impl Job {
-    fn run(self, applying: &AtomicBool) -> Comparison {
+    fn run(self, when: &str, applying: &AtomicBool) -> Comparison {
         let sequence = self.sequence;
         compare_moment(
-            format!("point {sequence}, while the replica went on"),
+            format!("point {sequence}, {when}"),
             sequence,
             &self.moment,
             read_point(&self.readers),
             Depth::Bytes,
             applying,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::fat::Files;
+    use crate::demo::guest::FrozenDisk;
+    use crate::demo::shadow::Shadow;
+    use lifeboat_harness::ShadowVm;
+    use lifeboat_model::Timestamp;
+    use lifeboat_sys::disk::RealDisk;
+    use std::os::unix::fs::FileExt as _;
+    use std::path::Path;
+
+    const SIZES: [u64; 2] = [1 << 20, (512 << 10) + 512];
+
+    /// A store with one recovery point, and what was written.
+    fn store_with_a_point(root: &Path) -> (Store, Sequence, Moment) {
+        let mut vm = ShadowVm::new(5, &SIZES);
+        for (disk, size) in SIZES.into_iter().enumerate() {
+            vm.write(
+                disk,
+                0,
+                &crate::demo::random::Random::new(9).bytes(size as usize),
+            );
+        }
+        let mut store = Store::init(Arc::new(RealDisk), root, &vm.new_store(), "test").unwrap();
+        store.receive(vm.capture().as_slice()).unwrap();
+        store.apply_next(&mut |_| {}).unwrap();
+        let sequence = store.make_point(Timestamp::from_micros(1)).unwrap();
+        let disk = |(id, bytes): (&lifeboat_model::DiskId, &Vec<u8>)| {
+            let mut shadow = Shadow::new(bytes.len() as u64);
+            shadow.write(0, bytes);
+            FrozenDisk {
+                id: id.clone(),
+                shadow,
+                files: Files::new(),
+            }
+        };
+        let disks = vm.names().iter().zip(vm.disks()).map(disk).collect();
+        (store, sequence, Moment { disks })
+    }
+
+    fn compare_in_the_background(store: &Store, sequence: Sequence, moment: Moment) -> Comparison {
+        let readers = point_readers(store, sequence, &moment).unwrap();
+        let checker = Checker::start().unwrap();
+        checker.submit(Job {
+            sequence,
+            moment: Arc::new(moment),
+            readers,
+        });
+        checker.finish().pop().unwrap()
+    }
+
+    #[test]
+    fn a_point_that_is_right_has_no_difference() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, sequence, moment) = store_with_a_point(&folder.path().join("store"));
+        let comparison = compare_in_the_background(&store, sequence, moment);
+        assert_eq!(comparison.first, None);
+        assert_eq!(comparison.bytes, SIZES.iter().sum::<u64>());
+    }
+
+    #[test]
+    fn one_flipped_byte_in_a_head_is_found_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("store");
+        let (store, sequence, moment) = store_with_a_point(&root);
+        let offset = SIZES[1] - 3;
+        let id = moment.disks[1].id.clone();
+        let head = root.join(format!("disks/{id}/head.raw"));
+        let head = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(head)
+            .unwrap();
+        let mut byte = [0];
+        head.read_exact_at(&mut byte, offset).unwrap();
+        head.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+
+        let comparison = compare_in_the_background(&store, sequence, moment);
+        assert_eq!(comparison.wrong_bytes, 1);
+        let difference = Difference::Byte {
+            disk: id,
+            offset,
+            found: byte[0] ^ 1,
+            expected: byte[0],
+        };
+        assert_eq!(comparison.first, Some(difference));
+    }
+
+    #[test]
+    fn points_compared_at_once_are_told_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, sequence, moment) = store_with_a_point(&folder.path().join("store"));
+        let moment = Arc::new(moment);
+        let jobs = (0..9).rev().map(|number| Job {
+            sequence: Sequence::new(number),
+            readers: point_readers(&store, sequence, &moment).unwrap(),
+            moment: Arc::clone(&moment),
+        });
+        let compared = compare_points(jobs.collect(), "at once");
+        let numbers: Vec<u64> = compared.iter().map(|one| one.sequence.number()).collect();
+        assert_eq!(numbers, (0..9).collect::<Vec<_>>());
+        assert!(compared.iter().all(|one| one.first.is_none()));
     }
 }

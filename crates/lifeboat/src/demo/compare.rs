@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::shadow::Shadow;
 
-/// How much is read at a time.
-const STEP: usize = 1 << 20;
+/// How much is read at a time: what fits into a processor's cache is compared twice as fast.
+const STEP: usize = 128 << 10;
 
 /// Fills a buffer from a disk, from an offset on.
 pub type ReadDisk<'a> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a;

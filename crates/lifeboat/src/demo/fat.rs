@@ -85,7 +85,8 @@ pub fn remove_file(disk: &mut (impl Read + Write + Seek), path: &str) -> io::Res
     system.unmount()
 }
 
-fn mount<D: Read + Write + Seek>(disk: D) -> io::Result<FileSystem<D>> {
+fn mount<D: Read + Write + Seek>(mut disk: D) -> io::Result<FileSystem<D>> {
+    disk.rewind()?;
     FileSystem::new(disk, FsOptions::new())
 }
 

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use lifeboat_model::Sequence;
 use lifeboat_store::{NewStore, Store, StoreError};
@@ -12,7 +11,7 @@ use lifeboat_sys::clock::{self, Stopwatch};
 use lifeboat_sys::disk::RealDisk;
 
 use super::Demo;
-use super::check::{Checker, Comparison, Depth, compare_moment, point_readers, read_point};
+use super::check::{Checker, Comparison, Job, compare_points, point_readers};
 use super::crash::{Ended, apply_and_be_killed};
 use super::error::DemoError;
 use super::guest::{DISKS, Guest, Moment};
@@ -29,8 +28,8 @@ pub const POINTS: u64 = 10;
 const KILL_CYCLE: u64 = 6;
 
 /// Before which of its changes to the file system each process dies, at random in here:
-/// while it saves old blocks, and while it overwrites the disks.
-const KILL_AT: [std::ops::Range<u64>; 3] = [20..60, 120..300, 400..600];
+/// while it opens the store, while it saves old blocks, and while it overwrites the disks.
+const KILL_AT: [std::ops::Range<u64>; 3] = [10..40, 60..140, 150..250];
 
 /// What the guest does in one cycle; half of it while the cycle is under way.
 const STEPS: u64 = 300;
@@ -55,16 +54,10 @@ impl Demo {
             let sequence = Sequence::new(number);
             let mut cycle = self.replicate(&mut protected, sequence)?;
             if number == KILL_CYCLE {
-                protected = self.apply_with_kills(protected)?;
+                (protected, cycle.apply_ms) = self.apply_with_kills(protected)?;
             }
-            self.check_old_points(&protected)?;
-            let watch = Stopwatch::start();
-            let store = &mut protected.store;
-            let applied = protected.checker.during(|| store.apply_next(&mut |_| {}));
-            applied.map_err(DemoError::from)?;
-            cycle.apply_ms = Some(ms(watch.elapsed()));
-            let made = protected.store.make_point(clock::wall());
-            made.map_err(DemoError::from)?;
+            let applied_ms = self.apply(&mut protected)?;
+            cycle.apply_ms = cycle.apply_ms.or(Some(applied_ms));
             self.say(&cycle.line())?;
             if number == KILL_CYCLE {
                 self.say(&self.kill_text())?;
@@ -184,6 +177,19 @@ impl Demo {
         })
     }
 
+    /// Applies what waits and makes a recovery point of it, while older ones are compared.
+    /// Answers how many milliseconds applying took.
+    fn apply(&mut self, protected: &mut Protected) -> Result<f64, DemoError> {
+        self.check_old_points(protected)?;
+        let watch = Stopwatch::start();
+        let store = &mut protected.store;
+        let applied = protected.checker.during(|| store.apply_next(&mut |_| {}));
+        applied?;
+        let applied_ms = ms(watch.elapsed());
+        protected.store.make_point(clock::wall())?;
+        Ok(applied_ms)
+    }
+
     /// Has the newest recovery point and one of the older ones compared in the background.
     fn check_old_points(&mut self, protected: &Protected) -> Result<(), DemoError> {
         let points = protected.store.points();
@@ -195,17 +201,19 @@ impl Demo {
             count => older.get(self.random.below(count) as usize),
         };
         for point in chosen.into_iter().chain([newest]) {
-            let moment = &self.moments[&point.sequence];
-            let readers = point_readers(&protected.store, point.sequence, moment)?;
-            let moment = Arc::clone(moment);
-            protected.checker.submit(point.sequence, moment, readers);
+            let job = self.job(&protected.store, point.sequence)?;
+            protected.checker.submit(job);
         }
         Ok(())
     }
 
     /// Gives the store to processes that are killed while they apply what waits, and
-    /// opens it again after each.
-    fn apply_with_kills(&mut self, protected: Protected) -> Result<Protected, DemoError> {
+    /// opens it again after each. Answers how many milliseconds one took that was done
+    /// before it could be killed.
+    fn apply_with_kills(
+        &mut self,
+        protected: Protected,
+    ) -> Result<(Protected, Option<f64>), DemoError> {
         let Protected {
             primary,
             guest,
@@ -215,15 +223,19 @@ impl Demo {
         } = protected;
         self.report.comparisons.extend(checker.finish());
         let root = self.folder.replica();
+        let mut applied_ms = None;
         for calls in KILL_AT {
             self.refuse_if_interrupted()?;
             drop(store);
             let call = calls.start + self.random.below(calls.end - calls.start);
+            let watch = Stopwatch::start();
             let ended = apply_and_be_killed(&root, call)?;
+            let child_ms = ms(watch.elapsed());
             let watch = Stopwatch::start();
             store = open(&root)?;
             let recovery_ms = ms(watch.elapsed());
             if ended == Ended::Applied {
+                applied_ms = Some(child_ms);
                 break;
             }
             let compared =
@@ -235,13 +247,14 @@ impl Demo {
             });
             self.report.comparisons.extend(compared);
         }
-        Ok(Protected {
+        let protected = Protected {
             primary,
             guest,
             store,
             checker: Checker::start()?,
             tip,
-        })
+        };
+        Ok((protected, applied_ms))
     }
 
     fn kill_text(&self) -> String {
@@ -260,22 +273,22 @@ impl Demo {
         store: &Store,
         when: &str,
     ) -> Result<Vec<Comparison>, DemoError> {
-        let mut compared = Vec::new();
-        for point in store.points() {
-            self.refuse_if_interrupted()?;
-            let sequence = point.sequence;
-            let moment = &self.moments[&sequence];
-            let readers = point_readers(store, sequence, moment)?;
-            compared.push(compare_moment(
-                format!("point {sequence}, {when}"),
-                sequence,
-                moment,
-                read_point(&readers),
-                Depth::Bytes,
-                &AtomicBool::new(false),
-            ));
-        }
-        Ok(compared)
+        self.refuse_if_interrupted()?;
+        let points = store.points();
+        let jobs: Result<Vec<Job>, DemoError> = points
+            .iter()
+            .map(|point| self.job(store, point.sequence))
+            .collect();
+        Ok(compare_points(jobs?, when))
+    }
+
+    fn job(&self, store: &Store, sequence: Sequence) -> Result<Job, DemoError> {
+        let moment = Arc::clone(&self.moments[&sequence]);
+        Ok(Job {
+            sequence,
+            readers: point_readers(store, sequence, &moment)?,
+            moment,
+        })
     }
 
     /// The primary's host is gone, in the middle of the guest's work.
