@@ -1,7 +1,7 @@
 //! Capture: the disks of a frozen view, read over NBD, become one delta stream.
 //!
 //! Whoever froze the view says where each disk is exported and which bitmap tells what
-//! has changed; [`capture`] reads exactly that and writes it as a stream. The view may
+//! has changed; [`capture()`] reads exactly that and writes it as a stream. The view may
 //! be any NBD server's: nothing here knows who runs the VM.
 //!
 //! Promised: a block that the bitmap marks is in the stream, as data or as zeroes,

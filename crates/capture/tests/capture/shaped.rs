@@ -1,4 +1,5 @@
-//! An export whose maps a test shapes.
+//! An export whose maps a test shapes. What they call zero must be zero: the server itself
+//! believes them when it reads.
 
 use std::io;
 use std::sync::Arc;
@@ -79,8 +80,6 @@ impl Export for Shaped {
 
     fn contexts(&self) -> Vec<ContextName> {
         let dirty = ContextName::dirty_bitmap("m").unwrap();
-        // Called by a name that the server does not take for the allocation itself when it
-        // reads: a shaped map may say what it likes.
         match self.allocation {
             Some(_) => vec![dirty, ContextName::allocation()],
             None => vec![dirty],
