@@ -10,6 +10,7 @@ mod operation;
 mod qemu;
 mod random;
 mod shadow;
+mod volume;
 
 pub use compare::{compare_point, compare_points, read_failover_disk, read_file};
 pub use folder::copy_folder;
@@ -17,3 +18,4 @@ pub use operation::{Facts, Operation, Prepared};
 pub use qemu::{check_image, compare_image, qemu_io, run_tool};
 pub use random::Random;
 pub use shadow::{Activity, ShadowVm};
+pub use volume::{Filler, SmallVolume};

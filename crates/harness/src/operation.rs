@@ -255,6 +255,30 @@ impl Prepared {
         self.guest = Some(disks);
     }
 
+    /// Opens the store after a fault and runs the operation again, unless it is done.
+    ///
+    /// # Errors
+    /// When it does not succeed without a fault, or leads elsewhere than `after`.
+    pub fn repeat(
+        &self,
+        disk: &Arc<dyn DiskPort>,
+        root: &Path,
+        after: &Facts,
+    ) -> Result<(), String> {
+        let mut store = open(disk, root)?;
+        if Facts::of(&store) == self.before {
+            self.operation
+                .run(&mut store, &self.stream)
+                .map_err(|error| in_full("repeat", &error))?;
+        }
+        let found = Facts::of(&store);
+        if found == *after {
+            Ok(())
+        } else {
+            Err(format!("repeated, it leads to {found:?}, not to {after:?}"))
+        }
+    }
+
     /// Opens the store after a fault in its operation: everything promised is there and right,
     /// and the store goes on. `after` is what holds when the operation has succeeded.
     ///
