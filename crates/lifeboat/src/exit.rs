@@ -154,9 +154,10 @@ impl Failure {
                 "keep a copy of the folder before anything else, then see `lifeboat store verify`",
             ),
             Self::FileExists { .. } => Some("choose another name, or remove the file first"),
-            Self::Store(StoreError::Delta { .. }) | Self::Stream { .. } => {
+            Self::Store(StoreError::Delta { .. }) => {
                 Some("nothing was stored; get the delta again from where it was captured")
             }
+            Self::Stream { .. } => Some("get the delta again from where it was captured"),
             Self::NothingToBuildOn => Some(
                 "capture without --bitmap first, receive that, and give its receipt as --receipt",
             ),
@@ -206,9 +207,9 @@ impl Failure {
     /// The error as people read it: what, why, what to do.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let mut text = format!("error: {self}\n");
+        let mut text = format!("error: {}\n", printable(&self.to_string()));
         for cause in causes(self) {
-            text.push_str(&format!("  because: {cause}\n"));
+            text.push_str(&format!("  because: {}\n", printable(&cause)));
         }
         if let Some(hint) = self.hint() {
             text.push_str(&format!("  hint: {hint}\n"));
@@ -244,6 +245,18 @@ struct ErrorObject {
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<&'static str>,
     exit_code: u8,
+}
+
+/// Without what could move a terminal's cursor: a peer's own words may stand in an error.
+fn printable(text: &str) -> String {
+    let replace = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(replace).collect()
 }
 
 /// The sources of an error, outermost first.
@@ -507,6 +520,16 @@ mod tests {
         assert_eq!(of(io::ErrorKind::ReadOnlyFilesystem), Exit::AccessDenied);
         assert_eq!(of(io::ErrorKind::AddrInUse), Exit::Unavailable);
         assert_eq!(of(io::ErrorKind::Other), Exit::Failed);
+    }
+
+    #[test]
+    fn an_error_on_a_terminal_has_no_control_characters_but_its_own() {
+        let what = "the server said \u{1b}[2J\rdone\nerror: none".to_owned();
+        let text = Failure::Usage { what }.to_text();
+        assert_eq!(
+            text,
+            "error: the server said \u{fffd}[2J\u{fffd}done\u{fffd}error: none\n"
+        );
     }
 
     #[test]
