@@ -1,9 +1,10 @@
 //! What is refused, with which exit code, and that nothing changes by it.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use lifeboat_harness::Activity;
 
@@ -130,6 +131,37 @@ fn what_cannot_be_undone_needs_a_yes_when_nobody_can_be_asked() {
     }
 }
 
+/// Runs a command on a terminal of its own and types one line. Answers with the exit code.
+fn on_a_terminal(scene: &Scene, command: &str, line: &str) -> i32 {
+    let program = env!("CARGO_BIN_EXE_lifeboat");
+    let command = format!("'{program}' {command} '{}'", text(&scene.store));
+    let mut child = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("script, of the package bsdutils, is needed");
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(line.as_bytes()).unwrap();
+    // The terminal stays open until the command has ended.
+    let code = child.wait().unwrap().code().unwrap();
+    drop(stdin);
+    code
+}
+
+#[test]
+fn on_a_terminal_only_yes_is_a_yes() {
+    let scene = Scene::with_points(28, &SIZES, 1);
+    scene.run("failover start", &[]).json();
+    for line in ["no\n", "\n", "y\n"] {
+        assert_eq!(on_a_terminal(&scene, "failover revert", line), 3);
+        assert_eq!(on_a_terminal(&scene, "failover commit", line), 3);
+        assert_eq!(scene.run("store status", &[]).json()["role"], "failed_over");
+    }
+    assert_eq!(on_a_terminal(&scene, "failover revert", "yes\n"), 0);
+    assert_eq!(scene.run("store status", &[]).json()["role"], "replica");
+}
+
 #[test]
 fn what_the_state_does_not_allow_is_refused_and_changes_nothing() {
     let mut scene = Scene::new(23, &SIZES);
@@ -250,6 +282,7 @@ fn an_image_that_qemu_has_open_is_in_use() {
     let socket = scene.beside("nbd");
     let vm = QemuNbd::serve(Path::new(image), &socket, &[]);
     scene.run("failover commit", &["--yes"]).error(6);
+    scene.run("store rescan", &[]).error(6);
     let error = scene.run("failover revert", &["--yes"]).error(6);
     assert!(error["message"].as_str().unwrap().contains(image));
     drop(vm);
@@ -258,7 +291,6 @@ fn an_image_that_qemu_has_open_is_in_use() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_crash() {
-    use std::process::Stdio;
     let scene = Scene::with_points(27, &SIZES, 1);
     let mut child = crate::support::program()
         .args(["point", "list", text(&scene.store)])
