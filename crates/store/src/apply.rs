@@ -13,7 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lifeboat_model::{BLOCK_SIZE, DiskSize};
+use lifeboat_model::{BLOCK_SIZE, DiskSize, Sequence};
 use lifeboat_stream::{Encoding, Ending, Limits, PayloadDecoder, PayloadRef};
 use lifeboat_sys::disk::{Access, Cloned, DiskFile};
 
@@ -24,7 +24,7 @@ use crate::files::{self, FileReader};
 use crate::image::Image;
 use crate::record::Record;
 use crate::slice::{Change, Content, Slices};
-use crate::spool::{self, ScanError, SpooledDelta};
+use crate::spool::{self, BrokenDelta, ScanError, SpooledDelta};
 use crate::store::{AppliedDelta, Store};
 
 /// After so many bytes written to a head the kernel is told to begin with them.
@@ -46,45 +46,73 @@ impl Store {
     ) -> Result<Option<AppliedDelta>, StoreError> {
         self.refuse_unless_replica()?;
         self.change(|store| {
-            let Some(delta) = store.spool.first().cloned() else {
-                return match store.state.applying {
-                    Some(applying) => {
-                        let path = store
-                            .layout
-                            .delta(&store.state.lineage.id, applying.sequence);
-                        Err(StoreError::Damaged {
-                            path,
-                            damage: Damage::Missing,
-                        })
+            while let Some(delta) = store.spool.first().cloned() {
+                match store.apply(&delta, progress) {
+                    Ok(changed_bytes) => {
+                        return Ok(Some(AppliedDelta {
+                            sequence: delta.moment.sequence,
+                            delta: delta.moment.id,
+                            captured_at: delta.moment.captured_at,
+                            changed_bytes,
+                        }));
                     }
-                    None => Ok(None),
-                };
-            };
-            let changed_bytes = store.apply(&delta, progress)?;
-            let moment = delta.moment;
-            Ok(Some(AppliedDelta {
-                sequence: moment.sequence,
-                delta: moment.id,
-                captured_at: moment.captured_at,
-                changed_bytes,
-            }))
+                    Err(StoreError::Damaged { path, damage }) => {
+                        if !store.set_apart(&damage) {
+                            return Err(StoreError::Damaged { path, damage });
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            match (store.broken_spool.first(), store.state.applying) {
+                (None, None) => Ok(None),
+                (Some(broken), _) => Err(broken.error()),
+                (None, Some(applying)) => Err(store.missing(applying.sequence)),
+            }
         })
+    }
+
+    /// Sets the oldest delta apart, which is damaged, with what builds on it, if a later one
+    /// can do without; answers whether.
+    fn set_apart(&mut self, damage: &Damage) -> bool {
+        let applied = self.state.applied_sequence();
+        let can_do_without =
+            |delta: &SpooledDelta| delta.base.is_none_or(|base| base.sequence <= applied);
+        let later = self.spool.iter().skip(1).position(can_do_without);
+        let Some(later) = later else {
+            return false;
+        };
+        for delta in self.spool.drain(..=later) {
+            let sequence = delta.moment.sequence;
+            self.broken_spool.push(BrokenDelta {
+                sequence,
+                path: self.layout.delta(&self.state.lineage.id, sequence),
+                damage: damage.clone(),
+            });
+        }
+        true
     }
 
     /// Completes a delta that is half applied.
     pub(crate) fn complete_apply(&mut self) -> Result<(), StoreError> {
         match (self.state.applying, self.spool.first().cloned()) {
             (None, _) => Ok(()),
-            (Some(applying), Some(delta)) if delta.moment.sequence == applying.sequence => {
+            (Some(applying), Some(delta)) if delta.moment.id == applying.id => {
                 self.apply(&delta, &mut |_| {}).map(|_| ())
             }
-            (Some(applying), _) => {
-                let path = self.layout.delta(&self.state.lineage.id, applying.sequence);
-                Err(StoreError::Damaged {
-                    path,
-                    damage: Damage::Missing,
-                })
-            }
+            (Some(applying), _) => Err(self.missing(applying.sequence)),
+        }
+    }
+
+    /// Why a delta that is half applied cannot be completed.
+    fn missing(&self, sequence: Sequence) -> StoreError {
+        let mut broken = self.broken_spool.iter();
+        match broken.find(|broken| broken.sequence == sequence) {
+            Some(broken) => broken.error(),
+            None => StoreError::Damaged {
+                path: self.layout.delta(&self.state.lineage.id, sequence),
+                damage: Damage::Missing,
+            },
         }
     }
 
@@ -102,10 +130,11 @@ impl Store {
         let at_spool = |error: ScanError| error.at(&path);
         let disks = self.disks_of(delta);
         let sizes = self.sizes_of(delta);
-        let begun_to = self.state.applying.map(|applying| applying.slice);
-        if begun_to.is_none() {
-            self.ready_segments(moment.captured_at)?;
-        }
+        // Another delta that is half applied is no hindrance: this one holds whatever that one
+        // changed, and the preimages of what it has written are saved.
+        let begun = self.state.applying.filter(|begun| begun.id == moment.id);
+        let begun_to = begun.map(|begun| begun.slice);
+        self.ready_segments(moment.captured_at)?;
 
         let mut slices = Slices::of(spool::open_scan(&file).map_err(at_spool)?);
         let decode = |error| at_spool(ScanError::Decode(error));
@@ -187,6 +216,8 @@ impl Store {
             blobs,
         })?;
         self.spool.remove(0);
+        self.broken_spool
+            .retain(|broken| broken.sequence > moment.sequence);
         files::remove(self.disk.as_ref(), &path)?;
         Ok(changed)
     }
@@ -382,7 +413,7 @@ impl Payloads {
             let plain = self
                 .decoder
                 .decode(&payload, &self.stored)
-                .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+                .map_err(|source| spool::damaged_payload(&payload, source))?;
             self.starts.insert(payload.position, self.plain.len());
             self.plain.extend_from_slice(plain);
         }

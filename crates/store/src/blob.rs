@@ -184,7 +184,7 @@ fn blobs_of(file: &Arc<dyn DiskFile>) -> Result<Vec<(KeptKind, u16, Vec<u8>)>, S
         file.read_at(&mut stored, payload.position)?;
         let plain = decoder
             .decode(&payload, &stored)
-            .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+            .map_err(|source| spool::damaged_payload(&payload, source))?;
         match blobs.last_mut() {
             Some((_, _, bytes)) if offset > 0 => bytes.extend_from_slice(plain),
             _ => blobs.push((kind.into(), format, plain.to_vec())),

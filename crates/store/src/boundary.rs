@@ -140,6 +140,16 @@ impl Store {
         })
     }
 
+    /// Seals every segment whose delta may be damaged: a point does not need what is newer.
+    pub(crate) fn seal_for_failover(&mut self) -> Result<(), StoreError> {
+        match self.complete_apply() {
+            // All that it has written to the heads is saved in the segments.
+            Err(StoreError::Damaged { .. }) => {}
+            outcome => outcome?,
+        }
+        self.seal_all()
+    }
+
     fn seal_all(&mut self) -> Result<(), StoreError> {
         while let Some(segment) = self.state.segments.iter().find(|segment| !segment.sealed) {
             let number = segment.number;

@@ -182,6 +182,10 @@ impl Store {
             if !grown.is_empty() {
                 write(map.push(at, MapKind::RolledBack, grown))?;
             }
+            if !self.broken_spool.is_empty() {
+                // What they would have changed cannot be known.
+                write(map.push(at, MapKind::RolledBack, 0..failover.sizes[at].bytes()))?;
+            }
         }
         for delta in &self.spool {
             self.note_unapplied(delta, &mut map)?;
@@ -328,6 +332,7 @@ impl Store {
         let trash = self.layout.trash();
         self.disk.sync_dir(&trash).context("sync", &trash)?;
         self.spool.clear();
+        self.broken_spool.clear();
         self.release_images();
         let path = self.layout.reserve();
         self.reserve.hold(0).context("release", &path)

@@ -38,7 +38,9 @@ pub enum Damage {
     #[error("64 KiB at {offset} fail the digest of the disk")]
     HeadDigest { offset: u64 },
 
-    #[error("the delta in the spool is unreadable ({why})")]
+    #[error(
+        "the delta in the spool cannot be applied ({why}); have it sent again, or fail over to what is applied or to a point"
+    )]
     Spool { why: String },
 
     #[error("the image is not as we write it ({why})")]

@@ -78,7 +78,7 @@ impl Store {
         match target {
             FailoverTarget::Newest => while self.apply_next(progress)?.is_some() {},
             FailoverTarget::Applied => self.change(Self::complete_apply)?,
-            FailoverTarget::Point(_) => self.seal()?,
+            FailoverTarget::Point(_) => self.change(Self::seal_for_failover)?,
         }
         let moment = self.state.applied.ok_or(Refused::NothingApplied {
             purpose: "fail over to",

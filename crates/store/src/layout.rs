@@ -132,7 +132,7 @@ impl Layout {
     }
 
     pub(crate) fn delta(&self, lineage: &LineageId, sequence: Sequence) -> PathBuf {
-        self.spool().join(format!("{lineage}-{sequence}.delta"))
+        self.spool().join(delta_name(lineage, sequence))
     }
 
     pub(crate) fn part(&self, lineage: &LineageId, sequence: Sequence) -> PathBuf {
@@ -165,11 +165,18 @@ impl Layout {
     }
 }
 
+fn delta_name(lineage: &LineageId, sequence: Sequence) -> String {
+    format!("{lineage}-{sequence}.delta")
+}
+
 /// The sequence that a spool file's name speaks of, if it is one of ours.
 pub(crate) fn sequence_of_delta(name: &str, lineage: &LineageId) -> Option<Sequence> {
-    name.strip_suffix(".delta")?
+    let sequence: Sequence = name
+        .strip_suffix(".delta")?
         .strip_prefix(&lineage.to_string())?
         .strip_prefix('-')?
         .parse()
-        .ok()
+        .ok()?;
+    // A number can be written in several ways, and only one of them is our name for it.
+    (name == delta_name(lineage, sequence)).then_some(sequence)
 }

@@ -95,6 +95,8 @@ impl Store {
             sequence,
             id: delta.moment.id,
         };
+        self.broken_spool
+            .retain(|broken| broken.sequence != sequence);
         self.spool.push(delta);
         Ok(Received {
             receipt,

@@ -303,6 +303,7 @@ impl State {
                     }
                     self.segments.clear();
                     self.remembered.clear();
+                    self.applying = None;
                     self.ancestors.push(self.lineage);
                     self.lineage = failover.lineage;
                     self.phase = Phase::Committed(failover);

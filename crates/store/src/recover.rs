@@ -61,6 +61,7 @@ impl Store {
             state,
             images,
             spool: Vec::new(),
+            broken_spool: Vec::new(),
             reserve,
             pins: Arc::new(Mutex::new(Pins::default())),
             broken: false,
@@ -98,8 +99,9 @@ impl Store {
         self.open_segments()?;
         self.remove_strangers()?;
         self.relink_all()?;
-        let applied = self.state.applied_sequence();
-        self.spool = spool::load(&self.disk, &self.layout, &self.state.lineage.id, applied)?;
+        let spooled = spool::load(&self.disk, &self.layout, &self.state)?;
+        self.spool = spooled.deltas;
+        self.broken_spool = spooled.broken;
         match self.state.phase {
             Phase::Replica => {
                 self.remove_overlays()?;

@@ -1,11 +1,14 @@
 //! Deltas that were received and are not applied yet, and the space that is kept for them.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lifeboat_model::{BLOCK_SIZE, LineageId, Sequence};
-use lifeboat_stream::{Ending, Entry, Header, Kind, Limits, Manifest, Scan, scan};
+use lifeboat_model::{BLOCK_SIZE, DeltaId, DiskId, Sequence};
+use lifeboat_stream::{
+    Base, DecodeError, Ending, Entry, Header, Kind, Limits, Manifest, PayloadError, PayloadRef,
+    Scan, scan,
+};
 use lifeboat_sys::disk::{Access, DiskFile, DiskPort, EntryKind};
 
 use crate::damage::Damage;
@@ -13,7 +16,7 @@ use crate::error::{IoContext, StoreError};
 use crate::files::{self, FileReader};
 use crate::index::RECORD_LEN;
 use crate::layout::{self, Layout};
-use crate::record::Moment;
+use crate::record::{Moment, State};
 
 /// Kept free beyond what the deltas need: journal, overlays, image metadata.
 const HEADROOM: u64 = 1 << 20;
@@ -22,11 +25,37 @@ const HEADROOM: u64 = 1 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct SpooledDelta {
     pub(crate) moment: Moment,
+    /// The moment that it builds on; a delta of whole disks needs none.
+    pub(crate) base: Option<Base>,
     pub(crate) manifest: Manifest,
     /// Length of the file.
     pub(crate) bytes: u64,
     /// What applying it can take from the file system at most.
     pub(crate) need: u64,
+}
+
+/// A delta that was acknowledged and cannot be applied.
+#[derive(Debug, Clone)]
+pub(crate) struct BrokenDelta {
+    pub(crate) sequence: Sequence,
+    pub(crate) path: PathBuf,
+    pub(crate) damage: Damage,
+}
+
+impl BrokenDelta {
+    pub(crate) fn error(&self) -> StoreError {
+        StoreError::Damaged {
+            path: self.path.clone(),
+            damage: self.damage.clone(),
+        }
+    }
+}
+
+/// What the spool holds beyond what is applied, each oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Spooled {
+    pub(crate) deltas: Vec<SpooledDelta>,
+    pub(crate) broken: Vec<BrokenDelta>,
 }
 
 /// Reads a spooled delta's frame headers.
@@ -65,6 +94,12 @@ impl ScanError {
             }
         }
     }
+}
+
+/// A payload that is no longer what its frame says.
+pub(crate) fn damaged_payload(payload: &PayloadRef, source: PayloadError) -> ScanError {
+    let position = payload.position;
+    ScanError::Decode(DecodeError::Payload { position, source })
 }
 
 /// An error and its causes in one line.
@@ -109,6 +144,7 @@ pub(crate) fn survey(file: &Arc<dyn DiskFile>) -> Result<(Header, SpooledDelta),
         header,
         SpooledDelta {
             moment,
+            base: header.base,
             manifest,
             bytes: file.len()?,
             need,
@@ -128,45 +164,93 @@ fn zeroed(offset: u64, len: u64) -> u64 {
     (blocks * BLOCK_SIZE).min(128 << 20) + (blocks / 16 + 2) * RECORD_LEN as u64
 }
 
-/// The deltas in the spool of a lineage that follow `applied`, oldest first.
+/// What the spool holds of the state's lineage beyond what is applied.
 ///
-/// Removes parts of deltas that never became complete, and deltas that are applied.
+/// Removes parts of deltas that never became complete, and deltas that are applied. A delta
+/// that is damaged, and one that builds on a delta which is damaged or gone, is set apart.
 pub(crate) fn load(
     disk: &Arc<dyn DiskPort>,
     layout: &Layout,
-    lineage: &LineageId,
-    applied: Sequence,
-) -> Result<Vec<SpooledDelta>, StoreError> {
+    state: &State,
+) -> Result<Spooled, StoreError> {
     let folder = layout.spool();
+    let lineage = &state.lineage.id;
     let mut deltas = Vec::new();
+    let mut broken = Vec::new();
     for entry in disk.list(&folder).context("list", &folder)? {
         let path = folder.join(&entry.name);
+        if entry.kind != EntryKind::File {
+            continue;
+        }
         if entry.name.ends_with(".part") {
             files::remove(disk.as_ref(), &path)?;
         }
         let Some(sequence) = layout::sequence_of_delta(&entry.name, lineage) else {
             continue;
         };
-        if entry.kind != EntryKind::File {
-            continue;
-        }
-        if sequence <= applied {
+        if sequence <= state.applied_sequence() {
             files::remove(disk.as_ref(), &path)?;
             continue;
         }
         let file = disk.open(&path, Access::ReadOnly).context("open", &path)?;
-        let (header, delta) = survey(&file).map_err(|error| error.at(&path))?;
-        if header.sequence != sequence || header.lineage != *lineage {
-            let why = "its header names another moment than its file name".to_owned();
-            return Err(StoreError::Damaged {
-                path,
-                damage: Damage::Spool { why },
-            });
-        }
-        deltas.push(delta);
+        let damage = match survey(&file) {
+            Ok((header, delta)) if is_ours(&header, &delta.manifest, sequence, state) => {
+                deltas.push((path, delta));
+                continue;
+            }
+            Ok(_) => "it is not the delta that its name says".to_owned(),
+            Err(ScanError::Decode(error)) => with_causes(&error),
+            Err(error) => return Err(error.at(&path)),
+        };
+        broken.push(BrokenDelta {
+            sequence,
+            path,
+            damage: Damage::Spool { why: damage },
+        });
     }
-    deltas.sort_by_key(|delta| delta.moment.sequence);
-    Ok(deltas)
+    deltas.sort_by_key(|(_, delta)| delta.moment.sequence);
+    let mut spooled = Spooled {
+        deltas: Vec::new(),
+        broken,
+    };
+    for (path, delta) in deltas {
+        match delta.base.filter(|base| !has_base(base, &spooled, state)) {
+            None => spooled.deltas.push(delta),
+            Some(base) => spooled.broken.push(BrokenDelta {
+                sequence: delta.moment.sequence,
+                path,
+                damage: Damage::Spool {
+                    why: format!("moment {}, on which it builds, is not here", base.sequence),
+                },
+            }),
+        }
+    }
+    spooled.broken.sort_by_key(|broken| broken.sequence);
+    Ok(spooled)
+}
+
+fn is_ours(header: &Header, manifest: &Manifest, sequence: Sequence, state: &State) -> bool {
+    let mut theirs: Vec<&DiskId> = manifest.disks().iter().map(|disk| &disk.id).collect();
+    let mut ours: Vec<&DiskId> = state.disks.iter().map(|disk| &disk.id).collect();
+    theirs.sort_unstable();
+    ours.sort_unstable();
+    header.sequence == sequence
+        && header.lineage == state.lineage.id
+        && header.relationship == state.relationship
+        && theirs == ours
+}
+
+/// Whether what a delta builds on is applied, or comes before it in the spool.
+fn has_base(base: &Base, spooled: &Spooled, state: &State) -> bool {
+    let moment = (base.sequence, base.id);
+    let is_other = |known: &(Sequence, DeltaId)| known.0 == moment.0 && known.1 != moment.1;
+    let mut before = spooled.deltas.iter().map(|delta| &delta.moment);
+    if base.sequence <= state.applied_sequence() {
+        // It was known when the delta was received; only the newest are remembered.
+        !state.remembered.iter().any(is_other)
+    } else {
+        before.any(|before| (before.sequence, before.id) == moment)
+    }
 }
 
 /// Whether a delta holds whole disks and so needs nothing beneath it.

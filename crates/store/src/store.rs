@@ -21,7 +21,7 @@ use crate::journal::{self, Journal};
 use crate::layout::Layout;
 use crate::reader::{PointReader, View};
 use crate::record::{DiskState, Phase, Record, SegmentState, State, Target};
-use crate::spool::{Reserve, SpooledDelta};
+use crate::spool::{BrokenDelta, Reserve, SpooledDelta};
 
 /// What a new store is made from.
 #[derive(Debug, Clone)]
@@ -42,6 +42,8 @@ pub struct Store {
     pub(crate) images: Vec<Image>,
     /// Received and not applied, oldest first.
     pub(crate) spool: Vec<SpooledDelta>,
+    /// Received and not applied, and damaged since.
+    pub(crate) broken_spool: Vec<BrokenDelta>,
     pub(crate) reserve: Reserve,
     pub(crate) pins: Arc<Mutex<Pins>>,
     /// An operation failed half way; only opening the store again brings it into order.

@@ -98,6 +98,13 @@ impl Store {
     }
 
     fn verify_spool(&self, result: &mut Verification) -> Result<(), StoreError> {
+        for broken in &self.broken_spool {
+            result.findings.push(Finding {
+                path: broken.path.clone(),
+                what: broken.damage.to_string(),
+                points: Vec::new(),
+            });
+        }
         for delta in &self.spool {
             let path = self
                 .layout
