@@ -33,8 +33,11 @@ impl Machine {
             .and_then(|text| text.split_whitespace().next()?.parse().ok())
             .unwrap_or_default();
         let kernel = read("/proc/sys/kernel/osrelease")?;
-        let file_system =
-            program::output(Command::new("stat").args(["-f", "-c", "%T"]).arg(folder))?;
+        let file_system = program::output(
+            Command::new("findmnt")
+                .args(["-n", "-o", "FSTYPE", "-T"])
+                .arg(folder),
+        )?;
         let qemu = program::output(Command::new("qemu-img").arg("--version"))?;
         let nbdcopy = program::output(Command::new("nbdcopy").arg("--version"))?;
         Ok(Self {

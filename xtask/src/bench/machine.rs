@@ -30,8 +30,16 @@ pub fn install_missing(target: &Path) -> Result<()> {
     let version = process::output(query.args(["-W", "-f", "${Version}", "qemu-utils"]))?;
     let mut options = Vec::new();
     if version.contains(FROM_BACKPORTS) {
-        let parts = write_sources(&target.join("xtask/apt"))?;
+        let release = fs::read_to_string("/etc/os-release").context("read the release's name")?;
+        let Some(codename) = codename(&release) else {
+            bail!("find the backports of this release: /etc/os-release has no VERSION_CODENAME");
+        };
+        let parts = write_sources(&target.join("xtask/apt"), codename)?;
         options.push(format!("--option=Dir::Etc::sourceparts={parts}"));
+        // The emulator's firmware has to come from there too.
+        options.push(format!(
+            "--option=APT::Default-Release={codename}-backports"
+        ));
         // Else apt forgets the lists of all other sources.
         options.push("--option=APT::Get::List-Cleanup=0".to_owned());
     }
@@ -58,14 +66,10 @@ pub fn install_missing(target: &Path) -> Result<()> {
 }
 
 /// Writes apt's sources with a suite of backports into `folder`, and returns it.
-fn write_sources(folder: &Path) -> Result<String> {
+fn write_sources(folder: &Path, codename: &str) -> Result<String> {
     let text = fs::read_to_string(SOURCES).with_context(|| {
         format!("read {SOURCES}: add the backports of this Debian release to apt's sources, or install {PACKAGE}")
     })?;
-    let release = fs::read_to_string("/etc/os-release").context("read the release's name")?;
-    let Some(codename) = codename(&release) else {
-        bail!("find the backports of this release: /etc/os-release has no VERSION_CODENAME");
-    };
     let Some(with_backports) = with_backports(&text, codename) else {
         bail!("find the mirror in {SOURCES}: its first entry has no Suites");
     };
