@@ -306,7 +306,6 @@ impl Store {
         sizes: &[DiskSize],
         source: &mut Payloads,
     ) -> Result<(), StoreError> {
-        let spool_path = self.layout.spool();
         let mut unwritten = 0;
         for change in slice {
             let image = &self.images[change.disk];
@@ -321,21 +320,19 @@ impl Store {
                         .context("punch", &path)?;
                     image.digests.forget(offset..offset + len);
                 }
-                Content::Data(payload) => {
-                    let bytes = source
-                        .bytes(&payload)
-                        .map_err(|error| error.at(&spool_path))?;
+                Content::Data { payload, skip } => {
+                    let bytes = source.bytes(&payload, skip, len);
                     image
                         .digests
                         .written(offset, bytes, sizes[change.disk].bytes())
                         .context("note digests of", &path)?;
-                    if !source
-                        .share(&payload, image.chain.head.as_ref(), offset)
-                        .context("share with", &path)?
-                    {
-                        let bytes = source
-                            .bytes(&payload)
-                            .map_err(|error| error.at(&spool_path))?;
+                    let is_whole = len == u64::from(payload.plain_len);
+                    let is_shared = is_whole
+                        && source
+                            .share(&payload, image.chain.head.as_ref(), offset)
+                            .context("share with", &path)?;
+                    if !is_shared {
+                        let bytes = source.bytes(&payload, skip, len);
                         image
                             .chain
                             .head
@@ -420,12 +417,12 @@ impl Payloads {
         Ok(())
     }
 
-    fn bytes(&self, payload: &PayloadRef) -> Result<&[u8], ScanError> {
+    fn bytes(&self, payload: &PayloadRef, skip: u64, len: u64) -> &[u8] {
         let start = *self
             .starts
             .get(&payload.position)
             .expect("BUG: the payload's slice was loaded");
-        Ok(&self.plain[start..start + payload.plain_len as usize])
+        &self.plain[start + skip as usize..start + (skip + len) as usize]
     }
 
     /// Shares a payload with the head where both lie so that the file system can.

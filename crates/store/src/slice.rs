@@ -25,10 +25,33 @@ pub(crate) struct Change {
     pub(crate) content: Content,
 }
 
+impl Change {
+    /// What is left without the first `cut` bytes.
+    fn after(&self, cut: u64) -> Self {
+        let content = match self.content {
+            Content::Zero => Content::Zero,
+            Content::Data { payload, skip } => Content::Data {
+                payload,
+                skip: skip + cut,
+            },
+        };
+        Self {
+            offset: self.offset + cut,
+            len: self.len - cut,
+            content,
+            ..*self
+        }
+    }
+}
+
 /// What the range holds from now on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Content {
-    Data(PayloadRef),
+    /// What the payload decodes to, from byte `skip` on.
+    Data {
+        payload: PayloadRef,
+        skip: u64,
+    },
     Zero,
 }
 
@@ -65,17 +88,12 @@ impl<S: Read + Seek> Slices<S> {
                 self.carried = Some(change);
                 return Ok(Some(slice));
             }
-            if let (Content::Zero, true) = (change.content, change.len > self.limit_bytes) {
-                let cut =
-                    (change.offset + self.limit_bytes).next_multiple_of(BLOCK_SIZE) - change.offset;
-                if cut < change.len {
-                    self.carried = Some(Change {
-                        offset: change.offset + cut,
-                        len: change.len - cut,
-                        ..change
-                    });
-                    change.len = cut;
-                }
+            // A full slice takes the rest of its last block and no more.
+            let most = if is_full { 1 } else { self.limit_bytes };
+            let cut = (change.offset + most).next_multiple_of(BLOCK_SIZE) - change.offset;
+            if cut < change.len {
+                self.carried = Some(change.after(cut));
+                change.len = cut;
             }
             bytes += change.len;
             slice.push(change);
@@ -101,7 +119,7 @@ impl<S: Read + Seek> Slices<S> {
                         disk,
                         offset,
                         len,
-                        content: Content::Data(payload),
+                        content: Content::Data { payload, skip: 0 },
                     }));
                 }
                 Some(Entry::Zero {
@@ -196,6 +214,39 @@ mod tests {
             let expected: Vec<_> = changes.iter().flat_map(|&(offset, len, zero)| (offset / 512..(offset + len) / 512).map(move |sector| (sector, zero))).collect();
             prop_assert_eq!(covered, expected);
         }
+    }
+
+    #[test]
+    fn data_that_never_ends_at_a_block_is_cut_all_the_same() {
+        let limits = Limits {
+            stream_bytes: 1 << 30,
+            ending: Ending::EndOfInput,
+        };
+        let frames: Vec<_> = (0..1000)
+            .map(|at| (512 + at * 4096, 4096, at % 7 == 0))
+            .collect();
+        let stream = delta(&frames);
+        let mut slices = Slices::of(scan(Cursor::new(&stream), &limits).unwrap());
+        slices.limit_bytes = 64 << 10;
+        let mut next = 512;
+        while let Some(slice) = slices.next_slice().unwrap() {
+            let from = next;
+            for change in slice {
+                assert_eq!(change.offset, next);
+                if let Content::Data { payload, skip } = change.content {
+                    let frame = (change.offset - 512) % 4096;
+                    assert_eq!(skip, frame);
+                    assert!(skip + change.len <= u64::from(payload.plain_len));
+                }
+                next += change.len;
+            }
+            assert!(
+                next - from <= (64 << 10) + 2 * BLOCK_SIZE,
+                "{}",
+                next - from
+            );
+        }
+        assert_eq!(next, 512 + 1000 * 4096);
     }
 
     #[test]
