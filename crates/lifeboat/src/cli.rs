@@ -53,7 +53,7 @@ pub enum Command {
 
     /// Show the whole way on this machine: replication, a lost host, failover, with every byte compared
     ///
-    /// Makes a VM of its own in a folder of its own; needs 1 GiB of space there, and less than a minute.
+    /// Makes a VM of its own in a folder of its own; needs 500 MiB of space there, and less than a minute.
     Demo(demo::Args),
 
     /// Print this reference as Markdown

@@ -1,6 +1,7 @@
 //! `lifeboat demo` with the real program.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -108,6 +109,47 @@ fn the_whole_way_was_shown(report: &Value) {
         })
         .collect();
     assert_eq!(ends, [(11, "reverted"), (7, "committed")]);
+}
+
+#[test]
+fn a_byte_that_is_changed_behind_the_replicas_back_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let work = folder.path().join("work");
+    let mut child = demo()
+        .arg("--dir")
+        .arg(&work)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    // The line of the first cycle: its recovery point is made, and reads what the head holds.
+    lines
+        .by_ref()
+        .find(|line| line.trim_start().starts_with("1 "))
+        .expect("the first cycle is shown");
+    let last = (256 << 20) - 1;
+    let head = std::fs::OpenOptions::new()
+        .write(true)
+        .open(work.join("replica/disks/sda/head.raw"))
+        .unwrap();
+    head.write_all_at(&[0x10], last).unwrap();
+    let rest: Vec<String> = lines.collect();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{rest:#?}");
+    let found = format!("disk sda, byte {last}: 0x10 where the guest wrote 0x00");
+    let told = |what: &str| {
+        let line = format!("{what}: {found}");
+        rest.iter().any(|told| told.trim() == line)
+    };
+    assert!(told("point 1, over NBD"), "{rest:#?}");
+    assert!(told("disks committed at 7"), "{rest:#?}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains(&found), "{error}");
+    // What is wrong stays, to be looked at.
+    assert!(work.join("replica/disks/sda/head.raw").exists());
 }
 
 #[test]

@@ -94,6 +94,20 @@ pub fn compare_moment(
     comparison
 }
 
+/// What comparisons found, in a few words.
+#[must_use]
+pub fn verdict(compared: &[Comparison]) -> String {
+    let wrong: u64 = compared.iter().map(|one| one.wrong_bytes).sum();
+    let differ = compared.iter().filter(|one| one.first.is_some()).count();
+    match differ {
+        0 => "as written, 0 wrong bytes".to_owned(),
+        count => format!(
+            "WRONG in {count} of {}, {wrong} wrong bytes",
+            compared.len()
+        ),
+    }
+}
+
 /// Opens every disk of a recovery point.
 ///
 /// # Errors

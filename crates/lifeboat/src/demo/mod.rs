@@ -88,9 +88,13 @@ pub fn run(args: &Args, output: OutputFormat) -> Result<(), Failure> {
     };
     let watch = Stopwatch::start();
     let mut demo = Demo::prepare(args, afterwards, output)?;
-    demo.show()?;
+    let shown = demo.show();
     demo.report.add_up(watch.elapsed());
-    demo.finish()
+    // A wrong byte is the worse news, and may be why something failed later.
+    match shown {
+        Err(failure) if demo.report.differences().next().is_none() => Err(failure),
+        Ok(()) | Err(_) => demo.finish(),
+    }
 }
 
 /// The demo under way.
@@ -141,9 +145,8 @@ impl Demo {
         self.say(&format!(
             "Lifeboat demo: a VM is replicated, its host is lost, and it goes on from its replica.\n\
              Nothing is simulated but the VM itself: a thread that changes files and raw blocks on\n\
-             two disks over NBD, and keeps a record of every byte of its own. Everything the replica\n\
-             gives back is compared with that record.\n\
-             Folder: {}\n",
+             two disks over NBD, and keeps its own record of every byte. All that the replica gives\n\
+             back is compared with that record. Folder: {}\n",
             self.folder.path().display()
         ))?;
         let store = self.protect()?;
@@ -196,7 +199,7 @@ impl Demo {
         };
         format!(
             "\nNext\n{kept}  \
-             README.md says how to protect a VM of your own; `lifeboat store --help` is where it begins.\n"
+             To protect a VM of your own, see README.md; `lifeboat store --help` is where it begins.\n"
         )
     }
 

@@ -11,7 +11,7 @@ use lifeboat_sys::clock::{self, Stopwatch};
 use lifeboat_sys::disk::RealDisk;
 
 use super::Demo;
-use super::check::{Checker, Comparison, Job, compare_points, point_readers};
+use super::check::{Checker, Comparison, Job, compare_points, point_readers, verdict};
 use super::crash::{Ended, apply_and_be_killed};
 use super::error::DemoError;
 use super::guest::{DISKS, Guest, Moment};
@@ -100,13 +100,15 @@ impl Demo {
             )
         });
         self.say(&format!(
-            "\nThe VM, installed over NBD in {:.1} s\n{}  Behind the file system of sdb lie raw blocks, as databases use them.\n\n",
+            "\nThe VM, installed over NBD in {:.1} s\n{}  \
+             The size of sdb is not whole blocks; behind its file system lie raw blocks, as databases\n  \
+             use them.\n\n",
             watch.elapsed().as_secs_f64(),
             disks.collect::<String>()
         ))?;
         self.say(
             "Replication: freeze, capture what changed, send, receive, apply, make a recovery point.\n\
-             The guest goes on all the time, and older points are compared while newer deltas are applied.\n",
+             The guest goes on meanwhile, and older points are compared while deltas are applied.\n",
         )?;
         Ok(Protected {
             guest: Running::start(guest)?,
@@ -244,6 +246,7 @@ impl Demo {
                 call,
                 recovery_ms,
                 points_compared: compared.len(),
+                verdict: verdict(&compared),
             });
             self.report.comparisons.extend(compared);
         }
@@ -260,8 +263,8 @@ impl Demo {
     fn kill_text(&self) -> String {
         let line = |kill: &Kill| {
             format!(
-                "        killed with kill -9 while it applied {KILL_CYCLE}, before its change {:3} to the disk; recovered in {:.0} ms, {} points compared\n",
-                kill.call, kill.recovery_ms, kill.points_compared
+                "         ^ kill -9 at change {:3} to the disk; recovered in {:.0} ms, {} points compared: {}\n",
+                kill.call, kill.recovery_ms, kill.points_compared, kill.verdict
             )
         };
         self.report.kills.iter().map(line).collect()
@@ -307,7 +310,7 @@ impl Demo {
         primary.lose()?;
         self.report.comparisons.extend(checker.finish());
         self.say(&format!(
-            "\nThe primary host is lost. Changes of {} had not been captured yet and are lost with it.\n",
+            "\nThe primary host is lost, and with it {} of changes that were not captured yet.\n",
             Bytes(self.report.unreplicated_bytes)
         ))?;
         Ok(store)

@@ -60,6 +60,8 @@ pub struct Kill {
     /// How long opening the store took afterwards.
     pub recovery_ms: f64,
     pub points_compared: usize,
+    /// What comparing them found.
+    pub verdict: String,
 }
 
 /// A failover and its end.
@@ -149,19 +151,20 @@ impl Report {
         let per_byte = travelled as f64 / changed.max(1) as f64;
         let longest = |what: &dyn Fn(&Cycle) -> f64| deltas().map(what).fold(0.0, f64::max);
         let mut text = format!(
-            "  changed     {} in {} cycles after the first; {} travelled, {per_byte:.2} for each changed byte\n",
+            "  changed     {} in {} cycles after the first; {} travelled, {per_byte:.2} per changed byte\n",
             Bytes(changed),
             deltas().count(),
             Bytes(travelled),
         );
         text.push_str(&format!(
-            "  guest       kept from writing for {:.1} ms at most; safe at the replica {:.0} ms after the freeze at most\n",
+            "  guest       kept from writing for {:.1} ms at most; a moment is safe at the replica after\n              \
+             {:.0} ms at most\n",
             longest(&|cycle| cycle.frozen_ms),
             longest(&|cycle| cycle.safe_after_ms),
         ));
         let total = &self.total;
         text.push_str(&format!(
-            "  compared    {} times, {} ({} of it while a delta was being applied), {} files\n",
+            "  compared    {} times, {} ({} of it while a delta was applied), {} files\n",
             total.comparisons,
             Bytes(total.bytes),
             Bytes(total.bytes_while_applying),

@@ -12,7 +12,7 @@ use lifeboat_nbd::{Client, Export, ExportSet};
 use lifeboat_store::{FailoverTarget, StartedFailover, Store};
 use lifeboat_sys::clock::{self, Stopwatch};
 
-use super::check::{Comparison, Depth, DiskReader, compare_moment, point_readers};
+use super::check::{Comparison, Depth, DiskReader, compare_moment, point_readers, verdict};
 use super::error::DemoError;
 use super::fat::{ReadOnlyDisk, read_file};
 use super::guest::{Guest, Moment};
@@ -66,7 +66,7 @@ impl Demo {
         let bytes: u64 = compared.iter().map(|comparison| comparison.bytes).sum();
         let files: usize = compared.iter().map(|comparison| comparison.files).sum();
         self.say(&format!(
-            "\nAll {} recovery points, read over NBD: {} and {files} files compared in {:.1} s, {}\n",
+            "\nAll {} recovery points, read over NBD: {} and {files} files in {:.1} s\n  {}\n",
             compared.len(),
             Bytes(bytes),
             watch.elapsed().as_secs_f64(),
@@ -146,14 +146,14 @@ impl Demo {
         let served_ms = ms(watch.elapsed());
         let applied = match waiting {
             0 => String::new(),
-            count => format!(" ({count} delta that waited was applied first)"),
+            count => format!("  deltas that waited and were applied first: {count}\n"),
         };
         let what = match target {
             FailoverTarget::Newest | FailoverTarget::Applied => "the newest moment",
             FailoverTarget::Point(_) => "the older recovery point",
         };
         self.say(&format!(
-            "\nFailover to {what}, {sequence}: ready in {ready_ms:.0} ms{applied}, first bytes over NBD after {served_ms:.0} ms\n",
+            "\nFailover to {what}, {sequence}: ready in {ready_ms:.0} ms, first bytes over NBD after {served_ms:.0} ms\n{applied}",
         ))?;
         let connect = |disk: &DiskId| connect(&socket, disk.as_str(), disk);
         let seed = self.random.next();
@@ -177,7 +177,7 @@ impl Demo {
             &serving.guest.moment(),
         )?;
         self.say(&format!(
-            "  the VM's disks: {} files and every byte {}; after {STEPS} more changes by the guest: {}\n",
+            "  the VM's disks: {} files and every byte {}\n  after {STEPS} more changes by the guest: {}\n",
             found.files,
             verdict(std::slice::from_ref(&found)),
             verdict(std::slice::from_ref(&written)),
@@ -259,7 +259,7 @@ impl Demo {
             &AtomicBool::new(false),
         );
         self.say(&format!(
-            "  committed in {commit_ms:.0} ms: {} written, {} shared; the raw disks: {} files and every byte {}\n",
+            "  committed in {commit_ms:.0} ms: {} written, {} shared\n  the raw disks: {} files and every byte {}\n",
             Bytes(committed.written_bytes),
             Bytes(committed.shared_bytes),
             compared.files,
@@ -298,7 +298,7 @@ impl Demo {
         let here = read_file(content, path).map_err(failed)?;
         let newest = &self.moments[&Sequence::new(POINTS + 1)].disks[0].files[path];
         Ok(format!(
-            "  {path} reads {:?}; at the lost primary it had become {:?}\n",
+            "  {path} reads {:?}\n  at the lost primary it had become {:?}\n",
             first_line(&here),
             first_line(newest),
         ))
@@ -354,19 +354,6 @@ fn withdraw_all(exports: &ExportSet, moment: &Moment) -> Result<(), DemoError> {
         })?;
     }
     Ok(())
-}
-
-/// What comparisons found, in a few words.
-fn verdict(compared: &[Comparison]) -> String {
-    let wrong: u64 = compared.iter().map(|one| one.wrong_bytes).sum();
-    let differ = compared.iter().filter(|one| one.first.is_some()).count();
-    match differ {
-        0 => "as written, 0 wrong bytes".to_owned(),
-        count => format!(
-            "WRONG in {count} of {}, {wrong} wrong bytes",
-            compared.len()
-        ),
-    }
 }
 
 /// The beginning of a text, to its first line break.
