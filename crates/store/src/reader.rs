@@ -112,10 +112,10 @@ impl View {
                 ..(blocks.end * BLOCK_SIZE).min(range.end);
             let within = (part.start - range.start) as usize..(part.end - range.start) as usize;
             match source {
-                Source::Head if outcome.is_err() => {
-                    self.chain.head.read_at(&mut buffer[within], part.start)?;
-                }
-                Source::Head => {}
+                Source::Head if outcome.is_ok() => {}
+                Source::Head if part == range => return outcome,
+                // It may be overwritten before it is read now, so it is looked up again.
+                Source::Head => self.read_head(part, &mut buffer[within])?,
                 other => {
                     read_saved(
                         &other,
