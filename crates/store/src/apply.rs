@@ -134,7 +134,11 @@ impl Store {
         // changed, and the preimages of what it has written are saved.
         let begun = self.state.applying.filter(|begun| begun.id == moment.id);
         let begun_to = begun.map(|begun| begun.slice);
-        self.ready_segments(moment.captured_at)?;
+        self.release_reserve()?;
+        if let Err(error) = self.ready_segments(moment.captured_at) {
+            self.reserve_what_fits()?;
+            return Err(error);
+        }
 
         let mut slices = Slices::of(spool::open_scan(&file).map_err(at_spool)?);
         let decode = |error| at_spool(ScanError::Decode(error));
@@ -153,7 +157,6 @@ impl Store {
             let reader = FileReader::new(Arc::clone(&file)).context("read", &path)?;
             lifeboat_stream::verify(reader, &limits).map_err(decode)?;
         }
-        self.release_reserve(delta)?;
 
         let mut source = Payloads::new(Arc::clone(&file)).map_err(at_spool)?;
         let mut changed = 0;
@@ -238,9 +241,10 @@ impl Store {
         sizes
     }
 
-    /// Lets preimages and heads have the space that was kept for this delta.
-    fn release_reserve(&mut self, delta: &SpooledDelta) -> Result<(), StoreError> {
-        let rest = self.reserve.held().saturating_sub(delta.need);
+    /// Lets segments and heads have the space that was kept for the oldest delta.
+    fn release_reserve(&mut self) -> Result<(), StoreError> {
+        let need = self.needs(self.spool.iter()).first().copied().unwrap_or(0);
+        let rest = self.reserve.held().saturating_sub(need);
         let path = self.layout.reserve();
         self.reserve.hold(rest).context("release", &path)
     }
@@ -402,7 +406,7 @@ impl Payloads {
         self.plain.clear();
         self.starts.clear();
         for change in slice {
-            let Content::Data(payload) = change.content else {
+            let Content::Data { payload, .. } = change.content else {
                 continue;
             };
             self.stored.resize(payload.stored_len as usize, 0);

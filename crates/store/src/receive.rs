@@ -5,11 +5,12 @@
 //! A crash before the name leaves a `.part` that opening removes; after it, the same delta
 //! sent again gets the same receipt.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use lifeboat_model::{DeltaId, Receipt, Sequence};
+use lifeboat_model::{DeltaId, DiskId, Receipt, Sequence};
 use lifeboat_stream::{
     CopyError, DecodeError, Decoder, Ending, Header, Limits, Manifest, Summary, copy_rest,
 };
@@ -22,6 +23,9 @@ use crate::store::Store;
 
 /// What is read from the sender at a time.
 const READ_BYTES: usize = 256 << 10;
+
+/// What a stream of whole disks may hold besides their bytes, twice over.
+const FRAMES_BYTES: u64 = 64 << 20;
 
 /// A delta that is safe here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +54,14 @@ impl Store {
         }
         let root = self.layout.root();
         let available = self.disk.available(root).context("measure", root)?;
+        // What is here already is read again even if the disk has no room at all.
+        let disks: u64 = self.state.disks.iter().map(|disk| disk.size.bytes()).sum();
         let limits = Limits {
-            stream_bytes: available,
+            stream_bytes: available.max(2 * disks + FRAMES_BYTES),
             ending: Ending::EndOfInput,
         };
-        let decoding = |source| StoreError::Delta { source };
         let decoder = Decoder::new(BufReader::with_capacity(READ_BYTES, reader), &limits)
-            .map_err(decoding)?;
+            .map_err(|source| decode_error(source, root))?;
         let header = *decoder.header();
         self.refuse_foreign(&header, decoder.manifest())?;
         if let Some(known) = self.known_id(header.sequence) {
@@ -228,14 +233,37 @@ impl Store {
     /// Reserves what applying one more delta can need.
     fn reserve_for(&mut self, delta: &SpooledDelta) -> Result<(), StoreError> {
         let path = self.layout.reserve();
-        let total = self.needed_reserve() + delta.need;
+        let waiting = self.spool.iter().chain(std::iter::once(delta));
+        let total = Reserve::FLOOR + self.needs(waiting).iter().sum::<u64>();
         self.reserve.hold(total).context("reserve space in", &path)
     }
 
     /// What should be reserved: for a failover at any time, and for the deltas in the spool.
     pub(crate) fn needed_reserve(&self) -> u64 {
-        let deltas: u64 = self.spool.iter().map(|delta| delta.need).sum();
-        Reserve::FLOOR + deltas
+        Reserve::FLOOR + self.needs(self.spool.iter()).iter().sum::<u64>()
+    }
+
+    /// What applying each of the deltas, one after the other, can need: where a disk becomes
+    /// smaller, the tail that is cut off is saved first.
+    pub(crate) fn needs<'a>(&self, deltas: impl Iterator<Item = &'a SpooledDelta>) -> Vec<u64> {
+        let mut sizes: BTreeMap<&DiskId, u64> = self
+            .state
+            .disks
+            .iter()
+            .map(|disk| (&disk.id, disk.size.bytes()))
+            .collect();
+        let mut needs = Vec::new();
+        for delta in deltas {
+            let mut need = delta.need;
+            for disk in delta.manifest.disks() {
+                if let Some(size) = sizes.get_mut(&disk.id) {
+                    need += spool::cut_off(disk.size.bytes(), *size);
+                    *size = disk.size.bytes();
+                }
+            }
+            needs.push(need);
+        }
+        needs
     }
 
     /// Reserves what should be reserved, or nothing where the disk has become too full for
@@ -250,9 +278,21 @@ impl Store {
     }
 }
 
+/// A stream that is longer than the room for it is a matter of the disk.
+fn decode_error(source: DecodeError, path: &Path) -> StoreError {
+    match source {
+        DecodeError::TooLong { .. } => StoreError::DiskFull {
+            what: "receive a delta in",
+            path: path.to_owned(),
+            source: io::Error::new(io::ErrorKind::StorageFull, source),
+        },
+        source => StoreError::Delta { source },
+    }
+}
+
 fn copy_error(error: CopyError, part: &Path) -> StoreError {
     match error {
-        CopyError::Decode { source } => StoreError::Delta { source },
+        CopyError::Decode { source } => decode_error(source, part),
         CopyError::Write { source } => Err::<(), _>(source)
             .context("write", part)
             .expect_err("BUG: an error stays one"),

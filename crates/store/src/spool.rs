@@ -158,6 +158,12 @@ fn preimages_and_head(offset: u64, len: u64) -> u64 {
     2 * blocks * BLOCK_SIZE + blocks * RECORD_LEN as u64
 }
 
+/// What the tail costs that a disk loses with its new size: all of it is saved at once.
+pub(crate) fn cut_off(new: u64, old: u64) -> u64 {
+    let blocks = old.div_ceil(BLOCK_SIZE).saturating_sub(new / BLOCK_SIZE);
+    blocks * BLOCK_SIZE + (blocks / 16 + 2) * RECORD_LEN as u64
+}
+
 /// What zeroing costs: the head gives back what the preimages take, one slice later.
 fn zeroed(offset: u64, len: u64) -> u64 {
     let blocks = (offset + len).div_ceil(BLOCK_SIZE) - offset / BLOCK_SIZE;
