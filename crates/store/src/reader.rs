@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lifeboat_model::BLOCK_SIZE;
+use lifeboat_sys::disk::DiskFile;
 
 use crate::boundary::Pin;
 use crate::damage::Damage;
@@ -17,11 +18,13 @@ use crate::image::Chain;
 use crate::index::Saved;
 use crate::segment::Segment;
 
-/// One disk at one recovery point. Keeps the point from being removed.
+/// One disk at one recovery point. Keeps the point from being removed, and the store from
+/// being opened again: another owner would change the head without telling this reader.
 #[derive(Debug)]
 pub struct PointReader {
     view: View,
     _pin: Pin,
+    _lock: Arc<dyn DiskFile>,
 }
 
 /// What a range of a point holds.
@@ -34,8 +37,12 @@ pub enum RangeKind {
 }
 
 impl PointReader {
-    pub(crate) fn new(view: View, pin: Pin) -> Self {
-        Self { view, _pin: pin }
+    pub(crate) fn new(view: View, pin: Pin, lock: Arc<dyn DiskFile>) -> Self {
+        Self {
+            view,
+            _pin: pin,
+            _lock: lock,
+        }
     }
 
     /// The disk's size at the point, in bytes.

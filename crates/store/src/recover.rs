@@ -65,7 +65,7 @@ impl Store {
             reserve,
             pins: Arc::new(Mutex::new(Pins::default())),
             broken: false,
-            _lock: lock,
+            lock,
         };
         store.recover()?;
         Ok(store)
@@ -174,7 +174,11 @@ impl Store {
                 let files =
                     self.open_segment_files(&id, segment.number, segment.sealed, lengths)?;
                 let index_path = self.layout.segment_index(&id, segment.number);
-                let data_path = self.layout.open_segment(&id, segment.number);
+                let data_path = if segment.sealed {
+                    self.layout.sealed_segment(&id, segment.number)
+                } else {
+                    self.layout.open_segment(&id, segment.number)
+                };
                 files.refuse_short(&data_path, &index_path)?;
                 let files = Arc::new(files);
                 if !segment.sealed {

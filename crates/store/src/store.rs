@@ -49,7 +49,7 @@ pub struct Store {
     /// An operation failed half way; only opening the store again brings it into order.
     pub(crate) broken: bool,
     /// Held until the store is dropped.
-    pub(crate) _lock: Arc<dyn DiskFile>,
+    pub(crate) lock: Arc<dyn DiskFile>,
 }
 
 /// What the store is for at the moment.
@@ -398,7 +398,8 @@ impl Store {
             boundary: Some(segment.number),
             size: segment.disks[at].size.bytes(),
         };
-        Ok(PointReader::new(view, Pin::new(&self.pins, segment.number)))
+        let pin = Pin::new(&self.pins, segment.number);
+        Ok(PointReader::new(view, pin, Arc::clone(&self.lock)))
     }
 
     pub(crate) fn disk_index(&self, disk: &DiskId) -> Result<usize, Refused> {
