@@ -14,7 +14,7 @@ mod volume;
 
 pub use compare::{compare_point, compare_points, read_failover_disk, read_file};
 pub use folder::copy_folder;
-pub use operation::{Facts, Operation, Prepared};
+pub use operation::{Depth, Facts, Operation, Prepared};
 pub use qemu::{check_image, compare_image, qemu_io, run_tool};
 pub use random::Random;
 pub use shadow::{Activity, ShadowVm};

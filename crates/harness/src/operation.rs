@@ -47,6 +47,15 @@ pub struct Facts {
     pub role: Role,
 }
 
+/// How much of what follows a fault is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// What was promised is there and right, and what waits is applied.
+    Promises,
+    /// The store also takes in another delta, is sealed and opened again, and verifies.
+    Future,
+}
+
 /// A store that waits for an operation.
 #[derive(Debug, Clone)]
 pub struct Prepared {
@@ -100,13 +109,13 @@ impl Operation {
     pub fn prepare(self, seed: u64, disk: &Arc<dyn DiskPort>, root: &Path) -> Prepared {
         let mut random = Random::new(seed);
         let sizes = [(40 + random.below(300)) * 512, (8 + random.below(99)) * 512];
-        let mut shadow = ShadowVm::new(seed, &sizes);
+        let mut shadow = ShadowVm::new(seed, &sizes[..1 + random.below(2) as usize]);
         let mut store =
             Store::init(Arc::clone(disk), root, &shadow.new_store(), "test").expect("make a store");
         apply_one(&mut store, &mut shadow);
-        for number in 0..3 {
+        for _ in 0..3 + random.below(2) {
             store.make_point(NOW).expect("make a point");
-            if number == 0 && seed.is_multiple_of(2) {
+            if random.one_in(3) {
                 store.seal().expect("seal");
             }
             apply_one(&mut store, &mut shadow);
@@ -128,7 +137,7 @@ impl Operation {
                 prepared.receive(&mut store);
             }
             Self::Resize => {
-                for at in 0..2 {
+                for at in 0..prepared.shadow.names().len() {
                     let size = (8 + random.below(400)) * 512;
                     prepared.shadow.resize(at, size);
                 }
@@ -280,7 +289,8 @@ impl Prepared {
     }
 
     /// Opens the store after a fault in its operation: everything promised is there and right,
-    /// and the store goes on. `after` is what holds when the operation has succeeded.
+    /// and the store goes on. `after` is what holds when the operation has succeeded. A store
+    /// that is failed over is committed at depth `Future`, and reverted otherwise.
     ///
     /// # Errors
     /// What is wrong.
@@ -289,14 +299,15 @@ impl Prepared {
         disk: &Arc<dyn DiskPort>,
         root: &Path,
         after: &Facts,
+        depth: Depth,
     ) -> Result<(), String> {
-        let mut store = open(disk, root)?;
+        let store = open(disk, root)?;
         let found = Facts::of(&store);
         found.refuse_unless_between(&self.before, after)?;
         compare_points(&store, &self.shadow)?;
         match found.role {
-            Role::Replica => self.check_replica(disk, root, store),
-            Role::FailedOver => self.check_failed_over(disk, root, &mut store),
+            Role::Replica => self.check_replica(disk, root, store, depth),
+            Role::FailedOver => self.check_failed_over(disk, root, store, depth),
             Role::Committed => {
                 let guest = self
                     .guest
@@ -314,6 +325,7 @@ impl Prepared {
         disk: &Arc<dyn DiskPort>,
         root: &Path,
         mut store: Store,
+        depth: Depth,
     ) -> Result<(), String> {
         let said = |what: &'static str| move |error: StoreError| in_full(what, &error);
         if self.operation == Operation::Receive {
@@ -328,6 +340,9 @@ impl Prepared {
         let newest = store.make_point(NOW).map_err(said("make a point"))?;
         compare_point(&store, newest, &self.shadow)?;
         compare_points(&store, &self.shadow)?;
+        if depth == Depth::Promises {
+            return Ok(());
+        }
         let mut shadow = self.shadow.clone();
         shadow.work(SMALL);
         let stream = if shadow.newest().map(|(sequence, _)| sequence) == Some(store.tip()) {
@@ -355,7 +370,8 @@ impl Prepared {
         &self,
         disk: &Arc<dyn DiskPort>,
         root: &Path,
-        store: &mut Store,
+        mut store: Store,
+        depth: Depth,
     ) -> Result<(), String> {
         let started = store
             .started_failover()
@@ -365,9 +381,15 @@ impl Prepared {
             .clone()
             .unwrap_or_else(|| self.shadow.at(started.sequence).to_vec());
         for (name, expected) in self.shadow.names().iter().zip(&expected) {
-            let bytes = read_failover_disk(store, name)?;
+            let bytes = read_failover_disk(&store, name)?;
             refuse_difference(&bytes, expected)
                 .map_err(|error| format!("failed-over {name}: {error}"))?;
+        }
+        if depth == Depth::Promises {
+            store
+                .revert_failover()
+                .map_err(|error| in_full("revert", &error))?;
+            return self.check_replica(disk, root, store, depth);
         }
         store
             .commit(&mut |_| {})

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use lifeboat_harness::{Facts, Operation, copy_folder};
+use lifeboat_harness::{Depth, Facts, Operation, copy_folder};
 use lifeboat_store::Store;
 use lifeboat_sys::disk::{DiskPort, RealDisk};
 use tempfile::TempDir;
@@ -66,7 +66,7 @@ fn kill_at_every_call(operation: Operation) -> u64 {
     let store = Store::open(Arc::clone(&disk), &root, "test").unwrap();
     let after = Facts::of(&store);
     drop(store);
-    prepared.check(&disk, &root, &after).unwrap();
+    prepared.check(&disk, &root, &after, Depth::Future).unwrap();
 
     for call in 0..calls {
         again();
@@ -78,7 +78,7 @@ fn kill_at_every_call(operation: Operation) -> u64 {
             operation.name()
         );
         prepared
-            .check(&disk, &root, &after)
+            .check(&disk, &root, &after, Depth::Future)
             .unwrap_or_else(|error| {
                 panic!(
                     "{}, killed at call {call} of {calls}: {error}",
