@@ -76,7 +76,10 @@ impl Qemu {
     /// Runs one command and returns its answer; events that come meanwhile are ignored.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({"execute": command, "arguments": arguments});
-        writeln!(self.input, "{request}").with_context(|| format!("ask QEMU to {command}"))?;
+        let line = format!("{request}\n");
+        self.input
+            .write_all(line.as_bytes())
+            .with_context(|| format!("ask QEMU to {command}"))?;
         loop {
             let mut line = String::new();
             let len = self
