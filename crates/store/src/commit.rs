@@ -334,8 +334,7 @@ impl Store {
         self.spool.clear();
         self.broken_spool.clear();
         self.release_images();
-        let path = self.layout.reserve();
-        self.reserve.hold(0).context("release", &path)
+        self.release_whole_reserve()
     }
 
     /// Gives back the space of segments that a commit has made useless. May take a while.

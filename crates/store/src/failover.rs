@@ -78,12 +78,17 @@ impl Store {
         match target {
             FailoverTarget::Newest => while self.apply_next(progress)?.is_some() {},
             FailoverTarget::Applied => self.change(Self::complete_apply)?,
-            FailoverTarget::Point(_) => self.change(Self::seal_for_failover)?,
+            FailoverTarget::Point(_) => self.change(|store| {
+                store.release_whole_reserve()?;
+                store.seal_for_failover()
+            })?,
         }
         let moment = self.state.applied.ok_or(Refused::NothingApplied {
             purpose: "fail over to",
         })?;
         self.change(|store| {
+            // What waits is not applied any more; a revert reserves anew.
+            store.release_whole_reserve()?;
             let sizes: Vec<DiskSize> = store.state.disks.iter().map(|disk| disk.size).collect();
             let (target, sequence, target_sizes) = match target {
                 FailoverTarget::Newest | FailoverTarget::Applied => {

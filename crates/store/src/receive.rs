@@ -276,6 +276,12 @@ impl Store {
             outcome => outcome,
         }
     }
+
+    /// Gives back all space that was reserved, to a failover or to the VM.
+    pub(crate) fn release_whole_reserve(&mut self) -> Result<(), StoreError> {
+        let path = self.layout.reserve();
+        self.reserve.hold(0).context("release", &path)
+    }
 }
 
 /// A stream that is longer than the room for it is a matter of the disk.

@@ -109,12 +109,23 @@ impl Store {
                 self.reserve_what_fits()
             }
             Phase::FailingOver(_) => self.complete_failover(),
-            Phase::FailedOver(_) | Phase::Committed(_) => Ok(()),
+            Phase::FailedOver(_) => self.renew_wrappers_of_a_moved_store(),
+            Phase::Committed(_) => Ok(()),
             Phase::Committing(_) => {
                 self.complete_commit(&mut |_| {})?;
                 self.clear_after_commit()?;
                 self.empty_trash()
             }
+        }
+    }
+
+    /// Lets the wrappers of a failed-over VM name the heads where they lie now.
+    fn renew_wrappers_of_a_moved_store(&mut self) -> Result<(), StoreError> {
+        match self.guard_overlays() {
+            Ok(_overlays) => self.renew_wrappers().map(|_| ()),
+            // The VM runs, so the store was not moved.
+            Err(StoreError::Refused(Refused::ImageInUse { .. })) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
