@@ -1,12 +1,17 @@
 //! Threads read old points, and every byte is compared, while the store works on: deltas,
 //! other points, seals, merges, resizes.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use lifeboat_harness::{Activity, Random, ShadowVm, compare_points};
+use lifeboat_harness::{Activity, Random, ShadowVm, compare_points, run_tool};
 use lifeboat_model::{Sequence, Timestamp};
+use lifeboat_nbd::{
+    Access, ContextName, Export, ExportSet, Extent, Granularity, HOLE, Holes, ListenAddress,
+    Server, ServerOptions, ZERO,
+};
 use lifeboat_store::{PointReader, RangeKind, Refused, Store, StoreError};
 use lifeboat_sys::disk::{DiskPort, RealDisk, Recorder};
 
@@ -166,6 +171,141 @@ fn readers_of_old_points_never_see_a_newer_byte_where_blocks_are_shared() {
     let disk = Arc::new(Recorder::new().sharing_blocks());
     let (reads, steps) = read_during_work(disk, Path::new("/store"), 7);
     println!("{reads} reads during {steps} steps of the store");
+}
+
+/// A point as the NBD server offers it.
+struct PointExport(PointReader);
+
+impl PointExport {
+    fn refuse<T>() -> io::Result<T> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
+impl Export for PointExport {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn access(&self) -> Access {
+        Access::ReadOnly
+    }
+
+    fn granularity(&self) -> Granularity {
+        Granularity::default()
+    }
+
+    fn contexts(&self) -> Vec<ContextName> {
+        vec![ContextName::allocation()]
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, into)
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64, _: Holes) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn trim(&self, _: u64, _: u64) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn extents(
+        &self,
+        _: &ContextName,
+        offset: u64,
+        length: u64,
+        limit: usize,
+    ) -> io::Result<Vec<Extent>> {
+        let ranges = self.0.ranges(offset..offset + length)?.into_iter();
+        let extents = ranges.map(|(range, kind)| Extent {
+            offset: range.start,
+            length: range.end - range.start,
+            flags: match kind {
+                RangeKind::Data => 0,
+                RangeKind::Zero => HOLE | ZERO,
+            },
+        });
+        Ok(extents.take(limit).collect())
+    }
+}
+
+/// Copies an export with a stock tool, and compares what arrives.
+fn copy_and_compare(tool: &str, uri: &str, copy: &Path, expected: &[u8]) -> Result<(), String> {
+    let target = copy.to_str().ok_or("a temporary path is not UTF-8")?;
+    let _ = std::fs::remove_file(copy);
+    let arguments = match tool {
+        "qemu-img" => vec!["convert", "-f", "raw", "-O", "raw", uri, target],
+        _ => vec!["--request-size=65536", uri, target],
+    };
+    let output = run_tool(tool, &arguments)?;
+    if !output.status.success() {
+        return Err(format!("{tool}: {output:?}"));
+    }
+    let found = std::fs::read(copy).map_err(|error| error.to_string())?;
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("{tool} read other bytes than the point has"))
+    }
+}
+
+#[test]
+fn stock_nbd_clients_copy_a_point_rightly_while_deltas_are_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    let mut random = Random::new(11);
+    let mut shadow = ShadowVm::new(11, &[8000 * 512]);
+    let mut store = Store::init(Arc::new(RealDisk), &root, &shadow.new_store(), "test").unwrap();
+    for _ in 0..4 {
+        deliver(&mut store, &mut shadow, Activity::MIXED);
+    }
+    let point = store.make_point(NOW).unwrap();
+    let expected = shadow.at(point)[0].clone();
+    let reader = store.reader(point, &shadow.names()[0]).unwrap();
+    let exports = ExportSet::new();
+    exports.add("", Arc::new(PointExport(reader))).unwrap();
+    let socket = folder.path().join("nbd");
+    let address = ListenAddress::Unix(socket.clone());
+    let server = Server::bind(&address, exports, ServerOptions::default()).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let copies = AtomicU64::new(0);
+    let mut steps = 0;
+    std::thread::scope(|scope| {
+        let mut clients = Vec::new();
+        for tool in ["nbdcopy", "qemu-img"] {
+            let (uri, expected, copies) = (&uri, &expected, &copies);
+            let copy = folder.path().join(tool);
+            clients.push(scope.spawn(move || {
+                for _ in 0..12 {
+                    copy_and_compare(tool, uri, &copy, expected)?;
+                    copies.fetch_add(1, Ordering::AcqRel);
+                }
+                Ok::<(), String>(())
+            }));
+        }
+        while clients.iter().any(|client| !client.is_finished()) {
+            work(&mut store, &mut shadow, &mut random, &[point]);
+            steps += 1;
+        }
+        for client in clients {
+            client.join().unwrap().unwrap();
+        }
+    });
+    drop(server);
+    assert_eq!(copies.load(Ordering::Acquire), 24);
+    println!("24 copies over NBD during {steps} steps of the store");
+    assert!(steps >= 10, "the store worked only {steps} times meanwhile");
+    compare_points(&store, &shadow).unwrap();
 }
 
 #[test]
