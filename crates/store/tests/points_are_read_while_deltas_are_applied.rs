@@ -92,11 +92,11 @@ fn work(store: &mut Store, shadow: &mut ShadowVm, random: &mut Random, kept: &[S
         8 => store.seal().unwrap(),
         _ => {
             let points = store.points();
-            let others = points
+            let mut others = points
                 .iter()
                 .map(|point| point.sequence)
                 .filter(|sequence| !kept.contains(sequence));
-            if let Some(victim) = others.last() {
+            if let Some(victim) = others.next_back() {
                 store.remove_point(victim).unwrap();
             }
         }
