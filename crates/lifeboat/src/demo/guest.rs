@@ -145,15 +145,9 @@ impl Guest {
     /// # Errors
     /// When a disk cannot be written.
     pub fn install(&mut self) -> Result<(), DemoError> {
-        for (disk, folders) in [
-            (&mut self.files, ["letters", "archive"].as_slice()),
-            (&mut self.blocks, ["ledger"].as_slice()),
-        ] {
+        for disk in [&mut self.files, &mut self.blocks] {
             let size = disk.plan.file_system;
             disk.use_files("/", |disk| fat::format(disk, size))?;
-            for folder in folders {
-                disk.use_files(folder, |disk| fat::make_folder(disk, folder))?;
-            }
         }
         for number in 1..=LETTERS {
             self.write_letter(number)?;
@@ -231,8 +225,8 @@ impl Guest {
     /// # Errors
     /// When the disk cannot be written.
     pub fn write_note(&mut self, name: &str, text: &str) -> Result<(), DemoError> {
-        let path = format!("letters/{name}");
-        self.files.write_file(path, text.as_bytes().to_vec())?;
+        self.files
+            .write_file(name.to_owned(), text.as_bytes().to_vec())?;
         self.flush()
     }
 
@@ -258,12 +252,12 @@ impl Guest {
     fn write_letter(&mut self, number: u64) -> Result<(), DemoError> {
         let heading = format!("Letter {number}, written at step {}.", self.steps);
         let text = self.random.letter(&heading);
-        let path = format!("letters/{number:04}.txt");
+        let path = format!("letter-{number:04}.txt");
         self.files.write_file(path, text)
     }
 
     fn remove_letter(&mut self) -> Result<(), DemoError> {
-        let letters = self.files.known.files.range("letters/".to_owned()..);
+        let letters = self.files.known.files.range("letter-".to_owned()..);
         let count = letters.clone().count() as u64;
         let chosen = self.random.below(count.max(1)) as usize;
         let Some(path) = letters.map(|(path, _)| path.clone()).nth(chosen) else {
@@ -279,7 +273,7 @@ impl Guest {
         let length = (512 << 10) + self.random.below(512 << 10);
         let content = self.random.bytes(length as usize);
         self.files
-            .write_file(format!("archive/{number:04}.bin"), content)
+            .write_file(format!("archive-{number:04}.bin"), content)
     }
 
     fn write_ledger(&mut self) -> Result<(), DemoError> {
@@ -303,7 +297,7 @@ impl Guest {
 }
 
 fn ledger_path(number: u64) -> String {
-    format!("ledger/{number:04}.dat")
+    format!("ledger-{number:04}.dat")
 }
 
 impl GuestDisk {

@@ -168,7 +168,7 @@ impl Demo {
             served_ms,
         };
         let note = format!("The VM went on from moment {sequence}.\n");
-        serving.guest.write_note("failover.txt", &note)?;
+        serving.guest.write_note("after-failover.txt", &note)?;
         serving.guest.work(STEPS)?;
         serving.guest.flush()?;
         let written = self.compare_served(
@@ -279,7 +279,7 @@ impl Demo {
         let (then, newest) = (files(sequence)?, files(Sequence::new(POINTS + 1))?);
         let now = &now.disks.first()?.files;
         let path = then.iter().find(|(path, content)| {
-            path.starts_with("letters/")
+            path.starts_with("letter-")
                 && now.get(*path) == Some(content)
                 && newest.get(*path).is_some_and(|later| later != *content)
         });
