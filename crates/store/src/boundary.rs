@@ -97,6 +97,7 @@ impl Store {
                 }
                 None => store.open_boundary(now, true)?,
             }
+            store.reserve_what_fits()?;
             Ok(sequence)
         })
     }
@@ -130,11 +131,13 @@ impl Store {
     pub fn seal(&mut self) -> Result<(), StoreError> {
         self.change(|store| {
             store.complete_apply()?;
+            store.release_for_sealing()?;
             store.seal_all()?;
             store.merge_unreferenced()?;
             if matches!(store.state.phase, Phase::Replica) {
                 // The chains end at the wrappers, whose size a resize has left behind.
                 store.renew_wrappers()?;
+                store.reserve_what_fits()?;
             }
             Ok(())
         })
@@ -148,6 +151,13 @@ impl Store {
             outcome => outcome?,
         }
         self.seal_all()
+    }
+
+    /// Lets images have the space that was kept for sealing in a failover.
+    fn release_for_sealing(&mut self) -> Result<(), StoreError> {
+        let rest = self.reserve.held().saturating_sub(self.failover_need());
+        let path = self.layout.reserve();
+        self.reserve.hold(rest).context("release", &path)
     }
 
     fn seal_all(&mut self) -> Result<(), StoreError> {
@@ -206,6 +216,7 @@ impl Store {
     fn open_boundary(&mut self, now: Timestamp, is_point: bool) -> Result<(), StoreError> {
         if self.state.segments.len() >= MAX_SEGMENTS {
             // Fewer are referred to; sealed, the others can be merged away.
+            self.release_for_sealing()?;
             self.seal_all()?;
             self.merge_unreferenced()?;
         }
@@ -427,12 +438,15 @@ impl Store {
             else {
                 return Ok(());
             };
-            self.merge(&into, &from)?;
+            if !self.merge(&into, &from)? {
+                return Ok(());
+            }
         }
     }
 
-    /// Lets a sealed segment take in the next newer one: where both hold a block, the older counts.
-    fn merge(&mut self, into: &SegmentState, from: &SegmentState) -> Result<(), StoreError> {
+    /// Lets a sealed segment take in the next newer one: where both hold a block, the older
+    /// counts. Answers `false`, and leaves both, when the disk has no room for the union.
+    fn merge(&mut self, into: &SegmentState, from: &SegmentState) -> Result<bool, StoreError> {
         let mut lengths = Vec::new();
         for (at, image) in self.images.iter().enumerate() {
             let segment = |number| {
@@ -442,7 +456,14 @@ impl Store {
                     .expect("BUG: a segment of the state is in the chain")
             };
             let (older, newer) = (segment(into.number), segment(from.number));
-            lengths.push(self.write_merged(&image.id, &older, &newer, into.disks[at].size)?);
+            match self.write_merged(&image.id, &older, &newer, into.disks[at].size) {
+                Ok(merged) => lengths.push(merged),
+                Err(StoreError::DiskFull { .. }) => {
+                    self.remove_merged(into.number)?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.save(&Record::Merged {
             into: into.number,
@@ -466,6 +487,15 @@ impl Store {
                     .find(|segment| segment.number() == into.number);
                 *place.expect("BUG: the merged segment is in the chain") = Arc::clone(&merged);
             });
+        }
+        Ok(true)
+    }
+
+    fn remove_merged(&self, number: u64) -> Result<(), StoreError> {
+        for image in &self.images {
+            let disk = self.disk.as_ref();
+            files::remove(disk, &self.layout.merged_segment(&image.id, number))?;
+            files::remove(disk, &self.layout.merged_index(&image.id, number))?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lifeboat_model::{DeltaId, DiskId, Receipt, Sequence};
+use lifeboat_qcow2::SEGMENT_CLUSTER;
 use lifeboat_stream::{
     CopyError, DecodeError, Decoder, Ending, Header, Limits, Manifest, Summary, copy_rest,
 };
@@ -18,6 +19,7 @@ use lifeboat_sys::disk::DiskFile;
 
 use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
+use crate::record::SegmentDisk;
 use crate::spool::{self, Reserve, SpooledDelta};
 use crate::store::Store;
 
@@ -234,13 +236,25 @@ impl Store {
     fn reserve_for(&mut self, delta: &SpooledDelta) -> Result<(), StoreError> {
         let path = self.layout.reserve();
         let waiting = self.spool.iter().chain(std::iter::once(delta));
-        let total = Reserve::FLOOR + self.needs(waiting).iter().sum::<u64>();
+        let total = self.failover_need() + self.needs(waiting).iter().sum::<u64>();
         self.reserve.hold(total).context("reserve space in", &path)
     }
 
     /// What should be reserved: for a failover at any time, and for the deltas in the spool.
     pub(crate) fn needed_reserve(&self) -> u64 {
-        Reserve::FLOOR + self.needs(self.spool.iter()).iter().sum::<u64>()
+        self.failover_need() + self.needs(self.spool.iter()).iter().sum::<u64>()
+    }
+
+    /// What a failover to any point can need: journal, overlays, and sealing what is open.
+    pub(crate) fn failover_need(&self) -> u64 {
+        /// Header, map and reference counts of an empty overlay, with some to spare.
+        const OVERLAY: u64 = 6 * SEGMENT_CLUSTER;
+        let open = self.state.segments.iter().filter(|segment| !segment.sealed);
+        let sealing: u64 = open
+            .flat_map(|segment| &segment.disks)
+            .map(SegmentDisk::sealing_need)
+            .sum();
+        Reserve::FLOOR + OVERLAY * self.state.disks.len() as u64 + sealing
     }
 
     /// What applying each of the deltas, one after the other, can need: where a disk becomes

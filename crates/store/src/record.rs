@@ -6,9 +6,11 @@
 use lifeboat_model::{
     Consistency, DeltaId, DiskId, DiskSize, Lineage, RelationshipId, Sequence, Timestamp, VmId,
 };
+use lifeboat_qcow2::SEGMENT_CLUSTER;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobRef;
+use crate::index::RECORD_LEN;
 
 /// How many of the newest (sequence, id) pairs are remembered to recognize bases and repeats.
 const REMEMBERED: usize = 64;
@@ -343,6 +345,17 @@ impl State {
     pub(crate) fn applied_sequence(&self) -> Sequence {
         self.applied
             .map_or(Sequence::ZERO, |moment| moment.sequence)
+    }
+}
+
+impl SegmentDisk {
+    /// Bytes that sealing can take at most: a table for each GiB of the disk that the index
+    /// speaks of, and what every image has.
+    pub(crate) fn sealing_need(&self) -> u64 {
+        // A record spans no more than a slice of a delta, so two tables at most.
+        let spoken_of = self.lengths.index / RECORD_LEN as u64 * 2;
+        let tables = self.size.bytes().div_ceil(1 << 30).min(spoken_of);
+        (tables + tables / 4 + 6) * SEGMENT_CLUSTER
     }
 }
 

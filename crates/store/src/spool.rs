@@ -275,8 +275,8 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// Held for as long as there is room, whatever the spool holds: journal and overlays of a
-    /// failover must fit on a full disk.
+    /// Held for as long as there is room, whatever the spool holds: the journal of a failover
+    /// must fit on a full disk.
     pub(crate) const FLOOR: u64 = 4 << 20;
 
     /// Opens the reserve, or makes it. It holds nothing until [`hold`](Self::hold) says so.

@@ -1,4 +1,4 @@
-//! Rules of the store at its edges.
+//! The store at its edges: damaged spools, full chains, full disks, disks of other sizes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use lifeboat_harness::{
 };
 use lifeboat_model::{LineageId, Sequence, Timestamp};
 use lifeboat_store::{FailoverTarget, Refused, Role, Store, StoreError};
-use lifeboat_sys::disk::{Access, CrashChoice, DiskPort, Recorder};
+use lifeboat_sys::disk::{Access, CrashChoice, DiskPort, RealDisk, Recorder};
 
 const ROOT: &str = "/store";
 const NOW: Timestamp = Timestamp::from_micros(1);
@@ -423,4 +423,78 @@ fn what_others_put_into_the_spool_is_never_applied() {
     let mut store = open(&disk);
     let point = store.make_point(NOW).unwrap();
     compare_point(&store, point, &shadow).unwrap();
+}
+
+#[test]
+fn a_full_disk_keeps_nobody_from_failing_over_to_a_point() {
+    for sizes in [vec![16 * 4096], vec![64 * 4096; 30]] {
+        let (disk, mut shadow, mut store) = replica(&sizes);
+        let mut points = Vec::new();
+        for byte in 0..3 {
+            points.push(store.make_point(NOW).unwrap());
+            write_block(&mut shadow, byte, 1 + byte as u8);
+            store.receive(&shadow.capture()[..]).unwrap();
+            apply_all(&mut store);
+        }
+        write_block(&mut shadow, 9, 9);
+        store.receive(&shadow.capture()[..]).unwrap();
+        disk.limit_capacity(Some(disk.occupied()));
+        for target in [FailoverTarget::Point(points[1]), FailoverTarget::Applied] {
+            let lineage = LineageId::from_bytes([8; 16]);
+            store
+                .start_failover(target, lineage, NOW, &mut |_| {})
+                .unwrap_or_else(|error| panic!("{} disks, {target:?}: {error:?}", sizes.len()));
+            store.revert_failover().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_failed_over_store_that_was_moved_names_its_own_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+    let mut shadow = ShadowVm::new(7, &[16 * 4096]);
+    let disk: Arc<dyn DiskPort> = Arc::new(RealDisk);
+    let mut store = Store::init(Arc::clone(&disk), &old, &shadow.new_store(), "test").unwrap();
+    shadow.work(Activity::BLOCKS);
+    store.receive(&shadow.capture()[..]).unwrap();
+    store
+        .start_failover(FailoverTarget::Newest, OTHER, NOW, &mut |_| {})
+        .unwrap();
+    drop(store);
+    std::fs::rename(&old, &new).unwrap();
+    let store = Store::open(disk, &new, "test").unwrap();
+    let wrapper = std::fs::read(new.join("disks/disk0/disk.qcow2")).unwrap();
+    let names = |path: &Path| {
+        let text = path.to_str().unwrap().as_bytes();
+        wrapper.windows(text.len()).any(|window| window == text)
+    };
+    assert!(names(&new.join("disks/disk0/head.raw")));
+    assert!(!names(&old.join("disks/disk0/head.raw")));
+    assert_eq!(store.role(), Role::FailedOver);
+}
+
+#[test]
+fn a_full_disk_keeps_nobody_from_removing_points() {
+    let (disk, mut shadow, mut store) = replica(&[64 * 4096]);
+    for _ in 0..5 {
+        store.make_point(NOW).unwrap();
+        shadow.work(Activity::BLOCKS);
+        store.receive(&shadow.capture()[..]).unwrap();
+        apply_all(&mut store);
+    }
+    store.seal().unwrap();
+    let files = disk.occupied();
+    disk.limit_capacity(Some(files + 3 * 4096));
+    let points = store.points();
+    store.remove_point(points[2].sequence).unwrap();
+    compare_points(&store, &shadow).unwrap();
+    assert_eq!(store.status().unwrap().segments, 5);
+    store.remove_point(points[0].sequence).unwrap();
+    compare_points(&store, &shadow).unwrap();
+    disk.limit_capacity(None);
+    store.remove_point(points[4].sequence).unwrap();
+    compare_points(&store, &shadow).unwrap();
+    assert_eq!(store.points().len(), 2);
+    assert_eq!(store.status().unwrap().segments, 2);
 }
