@@ -63,6 +63,22 @@ pub enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+impl Cli {
+    /// How to print the result, and the error if there is one.
+    #[must_use]
+    pub fn output(&self) -> OutputFormat {
+        match &self.command {
+            Command::Demo(args) => args.output(self.output),
+            Command::Store(_)
+            | Command::Delta(_)
+            | Command::Point(_)
+            | Command::Failover(_)
+            | Command::Reference
+            | Command::Completions(_) => self.output,
+        }
+    }
+}
+
 impl Command {
     /// Does what the command says.
     ///

@@ -23,13 +23,16 @@ use crate::output::OutputFormat;
 
 fn main() -> ExitCode {
     let exit = match Cli::try_parse() {
-        Ok(cli) => match cli.command.run(cli.output) {
-            Ok(()) => Exit::Done,
-            Err(failure) => {
-                report(&failure, cli.output);
-                failure.exit()
+        Ok(cli) => {
+            let output = cli.output();
+            match cli.command.run(output) {
+                Ok(()) => Exit::Done,
+                Err(failure) => {
+                    report(&failure, output);
+                    failure.exit()
+                }
             }
-        },
+        }
         Err(error) => usage(&error),
     };
     ExitCode::from(exit.code())

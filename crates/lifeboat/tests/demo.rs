@@ -156,10 +156,14 @@ fn a_byte_that_is_changed_behind_the_replicas_back_is_found() {
 fn a_folder_that_is_not_empty_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("precious"), "mine").unwrap();
-    let output = demo().arg("--dir").arg(folder.path()).output().unwrap();
-    assert_eq!(output.status.code(), Some(3));
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("is not empty"), "{error}");
+    for json in [["--dir"].as_slice(), &["--json", "--dir"]] {
+        let output = demo().args(json).arg(folder.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(error.contains("is not empty"), "{error}");
+        let is_json = serde_json::from_str::<Value>(&error).is_ok();
+        assert_eq!(is_json, json.len() == 2, "{error}");
+    }
     let names: Vec<_> = std::fs::read_dir(folder.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())

@@ -68,6 +68,18 @@ pub struct Args {
     kill_at: Option<u64>,
 }
 
+impl Args {
+    /// How to print the result, where `global` is what every command is told.
+    #[must_use]
+    pub fn output(&self, global: OutputFormat) -> OutputFormat {
+        if self.json {
+            OutputFormat::Json
+        } else {
+            global
+        }
+    }
+}
+
 /// Shows the demo.
 ///
 /// # Errors
@@ -76,11 +88,6 @@ pub fn run(args: &Args, output: OutputFormat) -> Result<(), Failure> {
     if let (Some(store), Some(call)) = (&args.apply, args.kill_at) {
         return Ok(crash::apply_until_killed(store, call)?);
     }
-    let output = if args.json {
-        OutputFormat::Json
-    } else {
-        output
-    };
     let afterwards = if args.keep {
         Afterwards::Keep
     } else {
