@@ -264,7 +264,7 @@ fn s2_10_failover_to_newest_applies_the_spool_first() {
     let mut told = 0;
     let started = store
         .start_failover(FailoverTarget::Newest, LINEAGE, NOW, &mut |bytes| {
-            told += bytes
+            told += bytes;
         })
         .unwrap();
     assert_eq!(
