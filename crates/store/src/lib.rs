@@ -27,6 +27,7 @@ mod image;
 mod index;
 mod journal;
 mod layout;
+mod merge;
 mod reader;
 mod receive;
 mod record;
