@@ -9,11 +9,11 @@
 //!   `qemu_is_kept_away_from_the_images_of_an_open_replica` and its neighbors;
 //! - S1-10 (an acknowledged delta can be applied): `full_disk_and_io_errors.rs`,
 //!   `what_has_a_receipt_is_applied_on_a_full_xfs` and its neighbors; a rotten one:
-//!   `hostile_input.rs`, `a_waiting_delta_that_has_rotted_is_never_applied`;
+//!   `tampered_files.rs`, `a_waiting_delta_that_has_rotted_is_never_applied`;
 //! - S2-6 (absolute names of heads): `sealed_points_open_in_qemu.rs`,
 //!   `a_moved_store_reads_its_own_disks_and_not_those_it_was_copied_from`;
 //! - S2-9 (readers beside the applier): `points_are_read_while_deltas_are_applied.rs`;
-//! - S2-13 (rot of the head): `hostile_input.rs`, `a_rotten_head_is_found_by_verify`;
+//! - S2-13 (rot of the head): `tampered_files.rs`, `a_rotten_head_is_found_by_verify`;
 //! - S2-16 (failed syncs): `full_disk_and_io_errors.rs`,
 //!   `a_failed_sync_stops_the_store_until_it_is_opened_again`; (shared blocks): `xfs_shares_blocks.rs`.
 
@@ -105,6 +105,32 @@ fn s1_2_a_wrapper_is_as_long_as_its_disk_when_a_guest_starts() {
         compare_image(&started.disks[0].image, &shadow.disks()[0]).unwrap();
         store.revert_failover().unwrap();
     }
+}
+
+#[test]
+fn s1_2_a_wrapper_that_a_committed_guest_uses_is_left_alone() {
+    let (_folder, root, mut store, mut shadow) = on_files(&[8 * MIB]);
+    shadow.write(0, 0, &random_bytes(8 * MIB, 1));
+    deliver(&mut store, &mut shadow);
+    store
+        .start_failover(FailoverTarget::Newest, LINEAGE, NOW, &mut |_| {})
+        .unwrap();
+    store.commit(&mut |_| {}).unwrap();
+    let wrapper = root.join("disks/disk0/disk.qcow2");
+    qemu_io("qcow2", &wrapper, &["write -z 4M 2M".to_owned()]).unwrap();
+    let used = (
+        std::fs::read(&wrapper).unwrap(),
+        std::fs::metadata(&wrapper).unwrap().ino(),
+    );
+    drop(store);
+    // Somebody asks for the state of the store while the guest runs.
+    drop(Store::open(Arc::new(RealDisk), &root, "test").unwrap());
+    assert!(std::fs::read(&wrapper).unwrap() == used.0);
+    assert_eq!(std::fs::metadata(&wrapper).unwrap().ino(), used.1);
+    let mut expected = shadow.disks()[0].clone();
+    expected[4 * MIB as usize..6 * MIB as usize].fill(0);
+    compare_image(&wrapper, &expected).unwrap();
+    assert!(std::fs::read(root.join("disks/disk0/head.raw")).unwrap() == expected);
 }
 
 #[test]
