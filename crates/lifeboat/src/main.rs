@@ -22,6 +22,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::OutputFormat;
 
 fn main() -> ExitCode {
+    lifeboat_sys::host::raise_open_file_limit();
     let exit = match Cli::try_parse() {
         Ok(cli) => {
             let output = cli.output();

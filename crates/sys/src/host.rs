@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Bytes from the kernel's generator.
 ///
 /// # Errors
@@ -41,6 +43,21 @@ impl BootId {
 pub fn kill_this_process() -> ! {
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     std::process::abort()
+}
+
+/// Lets this process open as many files as the administrator allows it at most: each
+/// recovery point takes two per disk, and the usual limit to begin with is 1024.
+///
+/// A process that may not raise its limit keeps the one it has.
+pub fn raise_open_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
 }
 
 #[cfg(test)]

@@ -341,3 +341,20 @@ fn names_that_are_not_utf_8_are_no_crash() {
     run(&["store", "init", "--disk", "sda=1M"], &odd(b"new-\xff")).error(1);
     run(&["delta", "inspect"], &out).error(1);
 }
+
+#[test]
+fn a_vm_with_many_disks_is_not_held_up_by_the_usual_limit_of_open_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let disks = (0..40).flat_map(|at| ["--disk".to_owned(), format!("disk{at}=1M")]);
+    let made = std::process::Command::new("sh")
+        .args(["-c", "ulimit -S -n 64; exec \"$0\" \"$@\""])
+        .arg(crate::support::program().get_program())
+        .args(["store", "init"])
+        .arg(&store)
+        .args(disks)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{said}");
+}
