@@ -11,7 +11,7 @@ use std::sync::Arc;
 use lifeboat_model::{BLOCK_SIZE, Lineage, Sequence};
 use lifeboat_qcow2::{ExtentState, Overlay};
 use lifeboat_stream::Entry;
-use lifeboat_sys::disk::{Access, Cloned, DiskFile};
+use lifeboat_sys::disk::{Access, Cloned, DiskFile, EntryKind};
 use serde::Serialize;
 
 use crate::error::{IoContext, Refused, StoreError};
@@ -345,6 +345,10 @@ impl Store {
         let trash = self.layout.trash();
         for folder in self.disk.list(&trash).context("list", &trash)? {
             let path = trash.join(&folder.name);
+            if folder.kind != EntryKind::Folder {
+                files::remove(self.disk.as_ref(), &path)?;
+                continue;
+            }
             for entry in self.disk.list(&path).context("list", &path)? {
                 files::remove(self.disk.as_ref(), &path.join(&entry.name))?;
             }

@@ -498,3 +498,21 @@ fn a_full_disk_keeps_nobody_from_removing_points() {
     assert_eq!(store.points().len(), 2);
     assert_eq!(store.status().unwrap().segments, 2);
 }
+
+#[test]
+fn a_file_put_into_the_trash_keeps_nobody_from_the_committed_disks() {
+    let (disk, _shadow, mut store) = replica(&[16 * 4096]);
+    store
+        .start_failover(FailoverTarget::Newest, OTHER, NOW, &mut |_| {})
+        .unwrap();
+    store.commit(&mut |_| {}).unwrap();
+    drop(store);
+    disk.create(&Path::new(ROOT).join("trash/note")).unwrap();
+    let store = open(&disk);
+    assert_eq!(store.role(), Role::Committed);
+    assert!(
+        disk.list(&Path::new(ROOT).join("trash"))
+            .unwrap()
+            .is_empty()
+    );
+}
