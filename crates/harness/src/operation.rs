@@ -16,10 +16,17 @@ use crate::{
 
 const NOW: Timestamp = Timestamp::from_micros(1);
 const LINEAGE: LineageId = LineageId::from_bytes([0xF0; 16]);
-const SMALL: Activity = Activity {
+/// Sectors at any place.
+const UNALIGNED: Activity = Activity {
     operations: 4,
     max_sectors: 120,
     alignment: 1,
+};
+/// Whole blocks, some of them in runs that are long enough to be shared.
+const ALIGNED: Activity = Activity {
+    operations: 3,
+    max_sectors: 300,
+    alignment: 8,
 };
 
 /// One kind of operation.
@@ -230,7 +237,8 @@ impl Facts {
 
 impl Prepared {
     fn delta(&mut self) -> Vec<u8> {
-        self.shadow.work(SMALL);
+        self.shadow.work(UNALIGNED);
+        self.shadow.work(ALIGNED);
         self.shadow.capture()
     }
 
@@ -344,7 +352,7 @@ impl Prepared {
             return Ok(());
         }
         let mut shadow = self.shadow.clone();
-        shadow.work(SMALL);
+        shadow.work(ALIGNED);
         let stream = if shadow.newest().map(|(sequence, _)| sequence) == Some(store.tip()) {
             shadow.capture()
         } else {
@@ -444,7 +452,7 @@ fn apply_all(store: &mut Store) -> Result<(), StoreError> {
 }
 
 fn apply_one(store: &mut Store, shadow: &mut ShadowVm) {
-    shadow.work(SMALL);
+    shadow.work(ALIGNED);
     let stream = shadow.capture();
     store.receive(&stream[..]).expect("receive");
     apply_all(store).expect("apply");

@@ -2,7 +2,9 @@
 //! and what it leaves behind is opened, compared and used.
 //!
 //! The places are enumerated, not chosen: a run without a fault counts the calls that change
-//! something, from opening the store to the end of the operation; then each number is tried.
+//! something, from opening the store to the end of the operation; then each number is tried,
+//! once where blocks are copied and once where they are shared, on the mount that
+//! `LIFEBOAT_TEST_XFS` names.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -37,10 +39,16 @@ fn folder_in_memory() -> TempDir {
     }
 }
 
+fn folder_that_shares_blocks() -> TempDir {
+    let mount = std::env::var_os("LIFEBOAT_TEST_XFS").expect(
+        "LIFEBOAT_TEST_XFS names no mount: run `cargo xtask test`, or `cargo xtask setup` and set it",
+    );
+    tempfile::tempdir_in(mount).unwrap()
+}
+
 /// Kills a process at each call of the operation; answers how many there are.
-fn kill_at_every_call(operation: Operation) -> u64 {
+fn kill_at_every_call(operation: Operation, folder: &TempDir) -> u64 {
     let disk: Arc<dyn DiskPort> = Arc::new(RealDisk);
-    let folder = folder_in_memory();
     // The wrapper names the head by its path, so every try happens in the same place.
     let (root, kept) = (folder.path().join("store"), folder.path().join("kept"));
     let prepared = operation.prepare(0, &disk, &root);
@@ -90,9 +98,10 @@ fn kill_at_every_call(operation: Operation) -> u64 {
 }
 
 fn explore(operation: Operation) {
-    let calls = kill_at_every_call(operation);
+    let copied = kill_at_every_call(operation, &folder_in_memory());
+    let shared = kill_at_every_call(operation, &folder_that_shares_blocks());
     println!(
-        "killed a process at each of {calls} calls of {}: recovered and compared",
+        "killed a process at each of {copied} and {shared} calls of {}: recovered and compared",
         operation.name()
     );
 }
