@@ -157,7 +157,7 @@ pub trait DiskFile: Send + Sync + Debug {
     /// Takes shared locks on the bytes `held`, then answers `false` (and holds none) if
     /// another handle has a lock on any of the bytes `refused`.
     ///
-    /// This is how QEMU guards its images; see [`ImageGuard`](crate::disk::ImageGuard).
+    /// This is how QEMU guards its images; see [`ImageGuard`].
     fn try_lock_bytes(&self, held: &[u64], refused: &[u64]) -> io::Result<bool>;
 
     /// Gives up locks on bytes.
