@@ -219,22 +219,27 @@ impl Content {
         self.len = self.len.max(end);
     }
 
-    /// Zeroes a range without changing the length.
+    /// Zeroes a range without changing the length; takes time for what is there alone.
     pub(super) fn punch(&mut self, offset: u64, len: u64) {
-        let end = (offset + len).min(self.len.next_multiple_of(PAGE));
-        let mut position = offset;
-        while position < end {
-            let page = position / PAGE;
-            let stop = end.min((page + 1) * PAGE);
-            if stop - position == PAGE {
-                self.pages.remove(&page);
-                self.release(page..page + 1);
-            } else if let Some(bytes) = self.pages.get_mut(&page) {
-                Arc::make_mut(bytes)
-                    [(position - page * PAGE) as usize..(stop - page * PAGE) as usize]
+        let end = offset
+            .saturating_add(len)
+            .min(self.len.next_multiple_of(PAGE));
+        if offset >= end {
+            return;
+        }
+        let whole = offset.div_ceil(PAGE)..end / PAGE;
+        if !whole.is_empty() {
+            let mut beyond = self.pages.split_off(&whole.start);
+            self.pages.append(&mut beyond.split_off(&whole.end));
+            self.release(whole.clone());
+        }
+        for page in [offset / PAGE, end / PAGE] {
+            let from = offset.max(page * PAGE);
+            let to = end.min((page + 1) * PAGE);
+            if let (Some(bytes), true) = (self.pages.get_mut(&page), from < to) {
+                Arc::make_mut(bytes)[(from - page * PAGE) as usize..(to - page * PAGE) as usize]
                     .fill(0);
             }
-            position = stop;
         }
     }
 
