@@ -356,7 +356,7 @@ impl<'a> Sealer<'a> {
             return Ok(());
         };
         let offset = self.next_cluster * self.geometry.cluster_size();
-        self.write(&self.table, offset)?;
+        self.write_where_not_zero(&self.table, offset)?;
         self.table.fill(0);
         self.l1[index as usize] = offset | COPIED;
         self.next_cluster += 1;
@@ -399,6 +399,17 @@ impl<'a> Sealer<'a> {
             l2_tables: self.l2_tables,
             data_clusters: self.used.data,
         })
+    }
+
+    /// Writes into a hole: what is zero there stays one. The table of a segment with few
+    /// scattered blocks is nearly all zero.
+    fn write_where_not_zero(&self, bytes: &[u8], offset: u64) -> Result<(), SealError> {
+        for (number, page) in bytes.chunks(SUB_BLOCK as usize).enumerate() {
+            if page.iter().any(|&byte| byte != 0) {
+                self.write(page, offset + number as u64 * SUB_BLOCK)?;
+            }
+        }
+        Ok(())
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), SealError> {

@@ -22,13 +22,19 @@ use crate::damage::Damage;
 use crate::error::{IoContext, StoreError};
 use crate::files::{self, FileReader};
 use crate::image::Image;
-use crate::record::Record;
+use crate::record::{Lengths, Moment, Record};
 use crate::slice::{Change, Content, Slices};
 use crate::spool::{self, BrokenDelta, ScanError, SpooledDelta};
 use crate::store::{AppliedDelta, Store};
 
 /// After so many bytes written to a head the kernel is told to begin with them.
 const WRITEBACK_BYTES: u64 = 16 << 20;
+
+/// Shorter zeroed ranges are not searched for holes.
+const SEARCH_HOLES_FROM: u64 = 64 << 10;
+
+/// How much of the spool is read at once.
+const WINDOW_BYTES: u64 = 1 << 20;
 
 impl Store {
     /// Applies the oldest delta of the spool, or answers `None` when there is none.
@@ -173,20 +179,10 @@ impl Store {
                 } else {
                     None
                 };
-                self.save_preimages(&slice, resized)?;
-                let lengths = self
-                    .images
-                    .iter()
-                    .map(|image| image.writer.as_ref().map(|writer| writer.lengths()));
-                let lengths: Option<Vec<_>> = lengths.collect();
-                self.save(&Record::Preimages {
-                    sequence: moment.sequence,
-                    id: moment.id,
-                    slice: number,
-                    lengths,
-                })?;
-                for image in &mut self.images {
-                    image.writer.iter_mut().for_each(|writer| writer.publish());
+                let saved = self.save_preimages(&slice, resized)?;
+                // A later slice that needed none may be applied again from the start.
+                if number == 0 || saved {
+                    self.journal_preimages(moment, number)?;
                 }
             }
             if number == 0 {
@@ -249,18 +245,38 @@ impl Store {
         self.reserve.hold(rest).context("release", &path)
     }
 
-    /// Saves and syncs what the slice will overwrite and a smaller size will cut off.
+    /// Records that the preimages of slices up to this one are durable, and shows them to readers.
+    fn journal_preimages(&mut self, moment: Moment, slice: u64) -> Result<(), StoreError> {
+        let writers = self.images.iter().map(|image| image.writer.as_ref());
+        let lengths: Option<Vec<Lengths>> = writers.map(|writer| Some(writer?.lengths())).collect();
+        self.save(&Record::Preimages {
+            sequence: moment.sequence,
+            id: moment.id,
+            slice,
+            lengths,
+        })?;
+        for image in &mut self.images {
+            image.writer.iter_mut().for_each(|writer| writer.publish());
+        }
+        Ok(())
+    }
+
+    /// Saves and syncs what the slice will overwrite and a smaller size will cut off; answers
+    /// whether there was anything to save.
     fn save_preimages(
         &mut self,
         slice: &[Change],
         resized: Option<&[DiskSize]>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
+        let mut saved = false;
         let Some(segment) = self.state.open_segment().cloned() else {
-            return Ok(());
+            return Ok(saved);
         };
         for (at, image) in self.images.iter_mut().enumerate() {
             let path = self.layout.open_segment(&image.id, segment.number);
-            let mut blocks = touched_blocks(slice.iter().filter(|change| change.disk == at));
+            let changes = slice.iter().filter(|change| change.disk == at);
+            let mut blocks =
+                changed_blocks(changes, image.chain.head.as_ref()).context("search", &path)?;
             let old = self.state.disks[at].size;
             if let Some(new) = resized.map(|sizes| sizes[at])
                 && new < old
@@ -278,9 +294,9 @@ impl Store {
             writer
                 .save(&chain.head, digests, &blocks, end)
                 .context("save preimages in", &path)?;
-            writer.sync().context("sync", &path)?;
+            saved |= writer.sync().context("sync", &path)?;
         }
-        Ok(())
+        Ok(saved)
     }
 
     /// Gives the heads their new lengths.
@@ -355,16 +371,34 @@ impl Store {
     }
 }
 
-/// The blocks that changes (ascending, of one disk) touch.
-fn touched_blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Range<u64>> {
+/// The blocks that changes (ascending, of one disk) give other bytes than the head has.
+///
+/// Zeroing a hole changes nothing, and whole disks are mostly holes.
+fn changed_blocks<'a>(
+    changes: impl Iterator<Item = &'a Change>,
+    head: &dyn DiskFile,
+) -> std::io::Result<Vec<Range<u64>>> {
     let mut blocks = Vec::new();
     for change in changes {
-        push_merged(
-            &mut blocks,
-            change.offset / BLOCK_SIZE..(change.offset + change.len).div_ceil(BLOCK_SIZE),
-        );
+        let touched = change.offset / BLOCK_SIZE..(change.offset + change.len).div_ceil(BLOCK_SIZE);
+        match change.content {
+            Content::Zero if change.len >= SEARCH_HOLES_FROM => {
+                let mut block = touched.start;
+                while block < touched.end
+                    && let Some(data) = head.next_data(block * BLOCK_SIZE)?
+                {
+                    let start = (data.start / BLOCK_SIZE).max(block);
+                    let end = data.end.div_ceil(BLOCK_SIZE).max(start + 1);
+                    if start < touched.end {
+                        push_merged(&mut blocks, start..end.min(touched.end));
+                    }
+                    block = end;
+                }
+            }
+            Content::Zero | Content::Data { .. } => push_merged(&mut blocks, touched),
+        }
     }
-    blocks
+    Ok(blocks)
 }
 
 /// Appends a range that begins no earlier than the last one did.
@@ -378,11 +412,14 @@ fn push_merged(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
 /// The plain bytes of one slice, verified.
 struct Payloads {
     file: Arc<dyn DiskFile>,
+    file_len: u64,
     decoder: PayloadDecoder,
     /// Plain bytes of the slice, and where each payload's begin, by position in the stream.
     plain: Vec<u8>,
     starts: std::collections::HashMap<u64, usize>,
-    stored: Vec<u8>,
+    /// A stretch of the file, and where it begins.
+    window: Vec<u8>,
+    window_start: u64,
     shares: bool,
 }
 
@@ -392,11 +429,13 @@ impl Payloads {
             PayloadDecoder::new().map_err(|error| std::io::Error::other(error.to_string()))?;
         let starts = std::collections::HashMap::new();
         Ok(Self {
+            file_len: file.len()?,
             file,
             decoder,
             plain: Vec::new(),
             starts,
-            stored: Vec::new(),
+            window: Vec::new(),
+            window_start: 0,
             shares: true,
         })
     }
@@ -409,14 +448,27 @@ impl Payloads {
             let Content::Data { payload, .. } = change.content else {
                 continue;
             };
-            self.stored.resize(payload.stored_len as usize, 0);
-            self.file.read_at(&mut self.stored, payload.position)?;
+            self.read_window(payload.position, u64::from(payload.stored_len))?;
+            let from = (payload.position - self.window_start) as usize;
+            let stored = &self.window[from..from + payload.stored_len as usize];
             let plain = self
                 .decoder
-                .decode(&payload, &self.stored)
+                .decode(&payload, stored)
                 .map_err(|source| spool::damaged_payload(&payload, source))?;
             self.starts.insert(payload.position, self.plain.len());
             self.plain.extend_from_slice(plain);
+        }
+        Ok(())
+    }
+
+    /// Has the window hold a range; small payloads that follow each other are read at once.
+    fn read_window(&mut self, position: u64, len: u64) -> std::io::Result<()> {
+        let end = self.window_start + self.window.len() as u64;
+        if position < self.window_start || position + len > end {
+            let ahead = self.file_len.saturating_sub(position).min(WINDOW_BYTES);
+            self.window.resize(ahead.max(len) as usize, 0);
+            self.window_start = position;
+            self.file.read_at(&mut self.window, position)?;
         }
         Ok(())
     }

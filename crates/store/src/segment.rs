@@ -33,6 +33,9 @@ const SHARE_FROM_BLOCKS: u64 = 16;
 /// How many ranges ahead the kernel is told of.
 const PREFETCH_RANGES: usize = 64;
 
+/// After the data file has grown by so much the kernel is told to begin with it.
+const WRITEBACK_BYTES: u64 = 256 << 20;
+
 /// Memory for reading an index file.
 const INDEX_CHUNK: usize = RECORD_LEN * 4096;
 
@@ -290,6 +293,7 @@ impl SegmentWriter {
             digests,
             last_data: Cell::new((0, 0)),
         };
+        let mut written_back = self.lengths.data;
         for (at, range) in missing.iter().enumerate() {
             // One window ahead of the reads, each range once.
             if at.is_multiple_of(PREFETCH_RANGES) {
@@ -302,6 +306,11 @@ impl SegmentWriter {
                 }
             }
             self.save_range(&source, range.clone())?;
+            if self.lengths.data - written_back >= WRITEBACK_BYTES {
+                let grown = self.lengths.data - written_back;
+                self.segment.data.start_writeback(written_back, grown);
+                written_back = self.lengths.data;
+            }
         }
         Ok(())
     }
@@ -463,10 +472,10 @@ impl SegmentWriter {
         self.pending.push(record);
     }
 
-    /// Makes everything saved so far durable.
-    pub(crate) fn sync(&mut self) -> io::Result<()> {
+    /// Makes everything saved so far durable; answers whether there was anything.
+    pub(crate) fn sync(&mut self) -> io::Result<bool> {
         if self.pending.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         // The file may end before its last cluster does; the length is part of what is promised.
         if self.segment.data.len()? < self.lengths.data {
@@ -479,7 +488,7 @@ impl SegmentWriter {
         self.segment.index_file.sync()?;
         self.lengths.index += self.index_bytes.len() as u64;
         self.index_bytes.clear();
-        Ok(())
+        Ok(true)
     }
 
     /// Shows readers what was saved. Only after the journal has recorded it.

@@ -4,6 +4,7 @@
 //! What has none is counted as not verifiable, and for the head gets one now.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lifeboat_model::{BLOCK_SIZE, DiskId, Sequence};
 use lifeboat_stream::{Ending, Limits};
@@ -260,11 +261,21 @@ impl Store {
         image.digests.sync().context("sync digests of", &path)
     }
 
-    /// Verifies every block that a commit of this boundary may read from segments.
+    /// Verifies every block that a commit of this boundary may read from segments, with as
+    /// many threads as there are processors, up to four.
     pub(crate) fn verify_segments_from(&self, boundary: u64) -> Result<(), StoreError> {
-        for image in &self.images {
-            for segment in image.chain.from(boundary) {
-                let path = self.layout.sealed_segment(&image.id, segment.number());
+        let of_image = |image: &Image| {
+            let id = image.id.clone();
+            let segments = image.chain.from(boundary);
+            segments
+                .into_iter()
+                .map(move |segment| (id.clone(), segment))
+        };
+        let work: Vec<_> = self.images.iter().flat_map(of_image).collect();
+        let next = AtomicUsize::new(0);
+        let verify_some = || {
+            while let Some((id, segment)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let path = self.layout.sealed_segment(id, segment.number());
                 let mut wrong = None;
                 let outcome = segment.check_runs(|run| {
                     if let CheckedRun::Wrong(damage) = run {
@@ -277,8 +288,17 @@ impl Store {
                     return Err(StoreError::Damaged { path, damage });
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        std::thread::scope(|scope| {
+            let verifiers: Vec<_> = (1..threads).map(|_| scope.spawn(verify_some)).collect();
+            let mine = verify_some();
+            let others = verifiers
+                .into_iter()
+                .map(|verifier| verifier.join().expect("BUG: a verifier panicked"));
+            others.fold(mine, Result::and)
+        })
     }
 
     /// Verifies what one recovery point reads: its segments from the boundary on, and the heads.
