@@ -110,7 +110,7 @@ const BLOCK: u64 = lifeboat_model::BLOCK_SIZE;
 pub(crate) enum RunDigest {
     /// xxh3-128 of the run's bytes; the last block is padded with zeroes.
     Known(u128),
-    /// The bytes were shared without being read.
+    /// The bytes could not be read when they were shared.
     Unknown,
 }
 

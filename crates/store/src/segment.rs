@@ -36,6 +36,9 @@ const PREFETCH_RANGES: usize = 64;
 /// After the data file has grown by so much the kernel is told to begin with it.
 const WRITEBACK_BYTES: u64 = 256 << 20;
 
+/// How far the data file is made longer than needed.
+const GROW_BYTES: u64 = 32 << 20;
+
 /// Memory for reading an index file.
 const INDEX_CHUNK: usize = RECORD_LEN * 4096;
 
@@ -219,6 +222,8 @@ fn damaged(damage: Damage) -> io::Error {
 pub(crate) struct SegmentWriter {
     segment: Arc<Segment>,
     lengths: Lengths,
+    /// How long the data file is now.
+    file_len: u64,
     /// Where the host cluster of each touched guest cluster begins.
     clusters: HashMap<u64, u64>,
     /// Written and not yet published.
@@ -256,6 +261,7 @@ impl SegmentWriter {
         Ok(Self {
             segment,
             lengths,
+            file_len: lengths.data,
             clusters,
             pending: Vec::new(),
             index_bytes: Vec::new(),
@@ -341,7 +347,7 @@ impl SegmentWriter {
             && range.end - range.start >= SHARE_FROM_BLOCKS
             && range.end * BLOCK_SIZE <= source.len
         {
-            let host = self.place(range.start);
+            let host = self.place(range.start)?;
             let len = (range.end - range.start) * BLOCK_SIZE;
             match self.segment.data.clone_range(
                 source.head.as_ref(),
@@ -393,7 +399,7 @@ impl SegmentWriter {
                     run = zero.map(|zero| (block, zero));
                 }
                 (Some((start, false)), _) => {
-                    let host = self.place(start);
+                    let host = self.place(start)?;
                     let run_bytes = slice_of(bytes, first, start..block);
                     self.segment.data.write_at(run_bytes, host)?;
                     self.note(
@@ -410,7 +416,10 @@ impl SegmentWriter {
     }
 
     /// Where a block belongs in the data file; takes the next host cluster if need be.
-    fn place(&mut self, block: u64) -> u64 {
+    ///
+    /// The file is made longer well before it is written there: XFS gives space that nobody
+    /// asked for to a file that grows by being written, and scattered blocks would keep it.
+    fn place(&mut self, block: u64) -> io::Result<u64> {
         let lengths = &mut self.lengths;
         let cluster = *self
             .clusters
@@ -420,10 +429,15 @@ impl SegmentWriter {
                 lengths.data += SEGMENT_CLUSTER;
                 host
             });
-        cluster + block % CLUSTER_BLOCKS * BLOCK_SIZE
+        if self.file_len < self.lengths.data {
+            self.file_len = self.lengths.data + GROW_BYTES;
+            self.segment.data.set_len(self.file_len)?;
+        }
+        Ok(cluster + block % CLUSTER_BLOCKS * BLOCK_SIZE)
     }
 
-    /// Notes shared blocks, with the head's own digests where those cover whole pieces.
+    /// Notes shared blocks, with the head's own digests where those cover whole pieces. The
+    /// rest is read: a preimage without a digest could rot unnoticed.
     fn note_shared(&mut self, source: &HeadSource<'_>, range: Range<u64>, host: u64) {
         let mut block = range.start;
         while block < range.end {
@@ -440,11 +454,11 @@ impl SegmentWriter {
             let saved = Saved::Data {
                 host: host + (block - range.start) * BLOCK_SIZE,
             };
-            self.note(
-                block..stop,
-                saved,
-                known.map_or(RunDigest::Unknown, RunDigest::Known),
-            );
+            let digest = match known {
+                Some(digest) => RunDigest::Known(digest),
+                None => source.digest(block..stop),
+            };
+            self.note(block..stop, saved, digest);
             block = stop;
         }
     }
@@ -477,10 +491,9 @@ impl SegmentWriter {
         if self.pending.is_empty() {
             return Ok(false);
         }
-        // The file may end before its last cluster does; the length is part of what is promised.
-        if self.segment.data.len()? < self.lengths.data {
-            self.segment.data.set_len(self.lengths.data)?;
-        }
+        // The length is part of what is promised.
+        self.file_len = self.lengths.data;
+        self.segment.data.set_len(self.file_len)?;
         self.segment.data.sync()?;
         self.segment
             .index_file
@@ -525,6 +538,15 @@ impl HeadSource<'_> {
             self.last_data.set((blocks.start, blocks.end));
             blocks
         }))
+    }
+
+    /// The digest of blocks that can be read.
+    fn digest(&self, blocks: Range<u64>) -> RunDigest {
+        let mut bytes = vec![0; ((blocks.end - blocks.start) * BLOCK_SIZE) as usize];
+        match self.read(blocks.start, &mut bytes) {
+            Ok(()) => RunDigest::Known(xxh3_128(&bytes)),
+            Err(_) => RunDigest::Unknown,
+        }
     }
 
     /// Fills `bytes` with blocks from `first` on; what lies beyond the end is zero.
