@@ -98,6 +98,22 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
     });
     report.test_summary = summary;
     tested?;
+    report.step("store on XFS", || {
+        // The same tests of real files once more, where the file system shares blocks.
+        let arguments = [
+            "nextest",
+            "run",
+            "--workspace",
+            "--locked",
+            "--release",
+            "--profile=ci",
+            "--filterset",
+            "package(lifeboat-store) - test(/(^|::)power_loss/)",
+        ];
+        let mut command = cargo(&arguments);
+        command.env(volume::VARIABLE, volume.path());
+        process::run(command.env("TMPDIR", volume.path()))
+    })?;
     report.step("doc tests", || {
         let arguments = [
             "test",
