@@ -4,6 +4,7 @@
 //! of these types has already been checked: whoever holds a [`DiskId`] may use it
 //! as a file name, whoever holds a [`DiskSize`] may multiply without overflow.
 
+pub mod contract;
 mod disk;
 mod hex;
 mod id;

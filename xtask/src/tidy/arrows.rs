@@ -13,7 +13,7 @@ enum Allowed {
 }
 
 /// Crates by name, without the prefix that all but the programs bear.
-const ARROWS: [(&str, Allowed); 12] = [
+const ARROWS: [(&str, Allowed); 17] = [
     ("model", Allowed::Only(&[])),
     ("sys", Allowed::Only(&["model"])),
     ("nbd", Allowed::Only(&["model", "sys"])),
@@ -22,6 +22,27 @@ const ARROWS: [(&str, Allowed); 12] = [
     ("store", Allowed::Only(&["model", "sys", "stream", "qcow2"])),
     ("capture", Allowed::Only(&["model", "nbd", "stream", "sys"])),
     ("volume", Allowed::Only(&["model", "nbd", "sys"])),
+    (
+        "hypervisor",
+        Allowed::Only(&["model", "nbd", "sys", "volume"]),
+    ),
+    ("catalog", Allowed::Only(&["model"])),
+    ("peer", Allowed::Only(&["model"])),
+    (
+        "service",
+        Allowed::Only(&[
+            "model",
+            "sys",
+            "nbd",
+            "stream",
+            "store",
+            "capture",
+            "hypervisor",
+            "catalog",
+            "peer",
+        ]),
+    ),
+    ("rest", Allowed::Only(&["model", "service"])),
     ("lifeboat", Allowed::Everything),
     ("harness", Allowed::Everything),
     ("bench", Allowed::Everything),

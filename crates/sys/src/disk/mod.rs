@@ -16,6 +16,7 @@
 //! sync through the handle fails with [`Poisoned`].
 
 mod fault;
+mod guest;
 mod poison;
 mod real;
 mod recorder;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use fault::{Fault, FaultDisk};
+pub use guest::GuestDisk;
 pub use poison::Poisoned;
 pub use real::RealDisk;
 pub use recorder::{CrashChoice, CrashState, Recorder, Recording};

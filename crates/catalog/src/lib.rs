@@ -1,0 +1,1 @@
+//! Settings, jobs, events and statistics of one host, in SQLite.

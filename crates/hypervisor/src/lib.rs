@@ -1,0 +1,3 @@
+//! The port to whatever runs VMs, and its embedded driver.
+
+mod port;
