@@ -1,3 +1,1 @@
 //! The port to whatever runs VMs, and its embedded driver.
-
-mod port;
