@@ -10,6 +10,7 @@ mod hex;
 mod id;
 mod lineage;
 mod moment;
+pub mod relationship;
 
 pub use disk::{
     BLOCK_SIZE, DiskId, DiskSize, InvalidDiskId, InvalidDiskSize, MAX_DISK_SIZE, MAX_DISKS,

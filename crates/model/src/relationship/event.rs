@@ -1,0 +1,243 @@
+//! What may happen to a relationship, and what is to be done about it.
+
+use crate::contract::{FailoverType, InitialReplicationType};
+use crate::relationship::primary::{CriticalCause, ResyncCause};
+use crate::relationship::replica::ApplyTrouble;
+use crate::relationship::standing::Standing;
+use crate::{DeltaId, Lineage, LineageId, Receipt, Sequence, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// Something that happened. The first ones are wishes of operators and may be refused; the
+/// others are facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// `StartReplication`: now, or at a time.
+    Start {
+        kind: InitialReplicationType,
+        at: Option<Timestamp>,
+    },
+    /// `RequestedState` 1.
+    CancelInitial,
+    /// `RequestedState` 7.
+    Suspend,
+    /// `RequestedState` 3 from a pause or an error.
+    Resume,
+    /// `Resynchronize`: now, or at a time.
+    Resynchronize {
+        at: Option<Timestamp>,
+    },
+    /// `RequestedState` 9.
+    CancelResynchronize,
+    /// `RequestedState` 4; the VM must be off.
+    Prepare {
+        vm: VmPower,
+    },
+    /// `RequestedState` 3 while prepared. `Forced` goes on without the replica's word and
+    /// begins a lineage of its own.
+    CancelPrepared {
+        how: CancelHow,
+    },
+    /// `InitiateFailover`.
+    FailOver(FailoverChoice),
+    /// `RevertFailover`; the VM must be off.
+    Revert {
+        vm: VmPower,
+    },
+    /// `CommitFailover`.
+    Commit,
+    /// `ReverseReplicationRelationship`.
+    Reverse,
+
+    /// A cycle is due, or the time of a scheduled start has come.
+    Due,
+    /// The replica has reported what it holds.
+    Session(Standing),
+    /// All chunks of a copy are with the replica.
+    ChunksDone {
+        copy: Sequence,
+    },
+    /// The moment is whole in the send-spool.
+    Captured {
+        sequence: Sequence,
+        id: DeltaId,
+    },
+    /// The moment could not be captured; its changes stay marked.
+    CaptureFailed {
+        sequence: Sequence,
+    },
+    /// The replica has given a receipt.
+    Received(Receipt),
+    /// The replica has granted that the primary goes on.
+    CancelGranted,
+    /// Changes may have been missed, or the replica's state does not fit.
+    NeedsResync(ResyncCause),
+    /// Trouble that time does not mend: an operator must come.
+    Failed(CriticalCause),
+    /// What [`Event::Failed`] told of is over.
+    Mended,
+    /// The peer has taken over, or gives that up.
+    Peer(TakeOverNews),
+
+    /// The first copy is closed by a delta that is applied.
+    InitialComplete,
+    /// A copy over a replica that holds something has begun, or is closed.
+    ResyncBegun,
+    ResyncEnded,
+    /// Received deltas cannot be applied, or can be again.
+    ApplyFailed(ApplyTrouble),
+    ApplyMended,
+    /// The primary's last moment of a planned failover is here, or the primary goes on.
+    Prepared {
+        sequence: Sequence,
+    },
+    PreparedCancelled,
+    /// The store has failed over, and follows this lineage while the VM runs.
+    FailedOver {
+        lineage: Lineage,
+    },
+    /// The store could not; nothing is changed there.
+    FailOverFailed,
+    Reverted,
+    Committed,
+    /// The commit failed before its point of no return.
+    CommitFailed,
+    /// The old primary is a replica now; numbers up to this one are used up.
+    Adopted {
+        drawn: Sequence,
+    },
+    /// It could not be asked, or said no.
+    AdoptionFailed,
+}
+
+/// Whether the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmPower {
+    Running,
+    Off,
+}
+
+/// Whether the replica has to agree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelHow {
+    Asking,
+    Forced { lineage: LineageId },
+}
+
+/// What is failed over to, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailoverChoice {
+    /// A recovery point's moment; absent for the newest.
+    pub point: Option<Sequence>,
+    /// As the contract shows it afterwards.
+    pub kind: FailoverType,
+    /// Random: the lineage that begins with it.
+    pub lineage: LineageId,
+    /// What is known of the primary's guest.
+    pub primary: PrimaryGuest,
+}
+
+/// What the replica's host knows of the guest on the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrimaryGuest {
+    /// The primary's host says that it runs.
+    Running,
+    /// The primary's host says that it is off.
+    Off,
+    /// The primary's host does not answer.
+    Unknown,
+    /// The operator takes the responsibility.
+    Overruled,
+}
+
+/// What a peer says of a failover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TakeOverNews {
+    /// The peer's VM may run; its lineage descends from ours.
+    TakenOver {
+        lineage: Lineage,
+        ancestors: Vec<Lineage>,
+    },
+    /// The peer is a replica again.
+    Reverted,
+}
+
+/// Why whole disks travel, or are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyPurpose {
+    /// The replica is empty: everything travels.
+    Initial,
+    /// The replica holds something: what differs travels.
+    Compare,
+    /// The roles were swapped: what may differ travels, by maps if they are proved.
+    Reverse,
+}
+
+/// What is to be done, in this order. Each may be done again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Ask the replica what it holds: before any capture.
+    OpenSession,
+    /// Mark changes from now on, in a map that begins with `moment`.
+    StartTracking {
+        moment: Sequence,
+    },
+    StopTracking,
+    /// Copy whole disks, or go on with it.
+    Copy {
+        copy: Sequence,
+        purpose: CopyPurpose,
+    },
+    /// Freeze and drain into the send-spool. `base` absent: a delta that closes a copy.
+    Capture {
+        sequence: Sequence,
+        base: Option<Receipt>,
+        planned: bool,
+    },
+    /// Send what is in the send-spool.
+    Send {
+        sequence: Sequence,
+        id: DeltaId,
+        planned: bool,
+    },
+    /// Forget the maps that lie before the receipt, and the spooled delta.
+    Forget {
+        receipt: Receipt,
+    },
+    /// Give up a spooled or half captured delta.
+    DropSpool {
+        sequence: Sequence,
+    },
+    /// Stop copies, captures and transfers that run.
+    StopWork,
+    /// Tell the replica that the last moment of a planned failover is with it.
+    AnnouncePrepared {
+        sequence: Sequence,
+    },
+    /// Ask the replica whether the primary may go on.
+    AskToGoOn {
+        sequence: Sequence,
+    },
+    /// Fail the store over.
+    FailOverStore {
+        point: Option<Sequence>,
+        lineage: LineageId,
+    },
+    RevertStore,
+    CommitStore,
+    /// Tell the peer what became of the failover.
+    AnnounceTakeOver,
+    /// Ask the old primary to become the replica.
+    AskAdoption,
+    /// Write an event for people.
+    Report(Report),
+}
+
+/// What people are told, beyond changes of the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    ResyncRequired(ResyncCause),
+    Critical(CriticalCause),
+    Fenced { by: Lineage },
+    SplitBrain { theirs: Lineage },
+}

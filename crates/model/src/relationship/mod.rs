@@ -1,0 +1,176 @@
+//! One relationship on one host: its state, and what follows from an event.
+//!
+//! [`Record::decide`] is pure: no clock, no I/O, nothing is awaited. Whoever drives it saves
+//! [`Step::next`], only then adopts it, then runs [`Step::effects`] in order; what comes of
+//! them returns as events. A crash may fall between any two of these, so every effect
+//! can be run again, and [`Record::resume`] derives from a saved record what was under way.
+//!
+//! ```text
+//! primary   Ready -> Copying -> Replicating <-> Suspended
+//!             ^         |        |  ^  |  ^
+//!             +-cancel--+        |  |  |  +-- Prepared <- Preparing
+//!                                |  |  +----> Critical
+//!                                v  |
+//!           ResyncRequired -> Resyncing <-> ResyncSuspended          any -> Fenced
+//!
+//! replica   WaitingInitial -> Replicating <-> Suspended, Critical
+//!                                |    ^
+//!                                v    | revert
+//!                          FailingOver -> FailedOver -> Committing -> Committed -> (primary)
+//! ```
+//!
+//! The numbers of the contract come from [`Record::state`]; nothing else knows them.
+
+mod event;
+mod guard;
+mod primary;
+mod refused;
+mod replica;
+mod standing;
+
+use serde::{Deserialize, Serialize};
+
+use crate::contract::{ReplicationMode, ReplicationState};
+use crate::{Lineage, RelationshipId, Sequence, Timestamp, VmId};
+
+pub use event::{
+    CancelHow, CopyPurpose, Effect, Event, FailoverChoice, PrimaryGuest, Report, TakeOverNews,
+    VmPower,
+};
+pub use guard::Operation;
+pub use primary::{
+    Copying, CriticalCause, Cycle, PlannedStart, Primary, ResyncCause, SuspendedFrom, Work,
+};
+pub use refused::{Refused, Remedy};
+pub use replica::{ApplyTrouble, Before, Failover, Replica, ReplicaPhase};
+pub use standing::{ReplicaView, Standing};
+
+/// One relationship as this host knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    pub vm: VmId,
+    pub relationship: RelationshipId,
+    /// The history that this side writes or follows.
+    pub lineage: Lineage,
+    /// What that history descends from, oldest first, abandoned ones included.
+    pub ancestors: Vec<Lineage>,
+    /// The highest number ever drawn here or heard of; a new moment takes the next.
+    pub drawn: Sequence,
+    pub role: Role,
+}
+
+/// What this host does for the relationship.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The VM runs here and its changes leave.
+    Primary(Primary),
+    /// A copy is kept here.
+    Replica(Replica),
+}
+
+/// What follows from an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct Step {
+    /// To be saved before anything else happens.
+    pub next: Record,
+    /// To be run afterwards, in order.
+    pub effects: Vec<Effect>,
+}
+
+impl Record {
+    /// What follows from `event`.
+    ///
+    /// # Errors
+    /// [`Refused`] for an operator's wish that the state does not allow. News that come too
+    /// late or twice are no error: the step changes nothing.
+    pub fn decide(&self, now: Timestamp, event: Event) -> Result<Step, Refused> {
+        match &self.role {
+            Role::Primary(primary) => self.decide_as_primary(primary, now, event),
+            Role::Replica(replica) => self.decide_as_replica(replica, event),
+        }
+    }
+
+    /// The effects that a saved record asks for after a restart.
+    #[must_use]
+    pub fn resume(&self) -> Vec<Effect> {
+        match &self.role {
+            Role::Primary(primary) => primary.resume(),
+            Role::Replica(replica) => replica.resume(),
+        }
+    }
+
+    /// The state that the contract shows.
+    #[must_use]
+    pub fn state(&self) -> ReplicationState {
+        match &self.role {
+            Role::Primary(primary) => primary.state(),
+            Role::Replica(replica) => replica.state(),
+        }
+    }
+
+    /// The mode that the contract shows.
+    #[must_use]
+    pub fn mode(&self) -> ReplicationMode {
+        match &self.role {
+            Role::Primary(_) => ReplicationMode::Primary,
+            Role::Replica(replica) if replica.extended => ReplicationMode::ExtendedReplica,
+            Role::Replica(_) => ReplicationMode::Replica,
+        }
+    }
+
+    /// Whether the VM may be started here.
+    ///
+    /// # Errors
+    /// Why not: a prepared planned failover, a replica that is not failed over, a peer that took over.
+    pub fn may_start_vm(&self) -> Result<(), Refused> {
+        self.refuse_unless(Operation::StartVm)?;
+        match &self.role {
+            Role::Primary(Primary::Fenced { by, .. }) => Err(Refused::TakenOver { by: *by }),
+            Role::Primary(_) | Role::Replica(_) => Ok(()),
+        }
+    }
+
+    /// Refuses an operation that the contract does not allow in this mode and state.
+    ///
+    /// # Errors
+    /// [`Refused::State`].
+    pub fn refuse_unless(&self, operation: Operation) -> Result<(), Refused> {
+        let (mode, state) = (self.mode(), self.state());
+        if operation.accepts(mode, state) {
+            Ok(())
+        } else {
+            Err(Refused::State {
+                operation,
+                mode,
+                state,
+            })
+        }
+    }
+
+    fn unchanged(&self) -> Step {
+        Step {
+            next: self.clone(),
+            effects: Vec::new(),
+        }
+    }
+
+    fn to(&self, role: Role, effects: Vec<Effect>) -> Step {
+        Step {
+            next: Self {
+                role,
+                ..self.clone()
+            },
+            effects,
+        }
+    }
+
+    /// Draws the next moment.
+    fn draw(&self) -> Sequence {
+        self.drawn
+            .next()
+            .expect("BUG: 2^64 moments were drawn, one each nanosecond for 500 years")
+    }
+}

@@ -1,0 +1,152 @@
+//! Why an operation is refused, in words, with what helps, and as a return code.
+
+use crate::contract::{ReplicationMode, ReplicationState, ReturnCode};
+use crate::relationship::guard::Operation;
+use crate::{Lineage, Timestamp};
+
+/// The answer is no; nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("cannot {} of a VM in mode \"{mode}\" and state \"{state}\"", operation.wish())]
+    State {
+        operation: Operation,
+        mode: ReplicationMode,
+        state: ReplicationState,
+    },
+    #[error("cannot {}: the VM runs", operation.wish())]
+    VmRunning { operation: Operation },
+    #[error("cannot fail over: the VM still runs on its primary host")]
+    PrimaryRunning,
+    #[error("cannot {}: it has begun to {what}", operation.wish())]
+    Busy {
+        operation: Operation,
+        what: &'static str,
+    },
+    #[error("cannot start at {at}: that is more than 7 days ahead")]
+    TooFarAhead { at: Timestamp },
+    #[error(
+        "cannot start the VM here: its replica has taken over (lineage {} of {})",
+        by.counter,
+        by.id
+    )]
+    TakenOver { by: Lineage },
+    #[error("nothing has been replicated yet, so there is nothing to fail over to")]
+    NothingReplicated,
+}
+
+/// What would let the operation succeed.
+pub type Remedy = &'static str;
+
+impl Refused {
+    /// The return code of the contract.
+    #[must_use]
+    pub const fn return_code(&self) -> ReturnCode {
+        match self {
+            Self::State { .. }
+            | Self::VmRunning { .. }
+            | Self::PrimaryRunning
+            | Self::TakenOver { .. }
+            | Self::NothingReplicated => ReturnCode::InvalidState,
+            Self::Busy { .. } => ReturnCode::InUse,
+            Self::TooFarAhead { .. } => ReturnCode::InvalidParameter,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::State {
+                operation,
+                mode,
+                state,
+            } => state_remedy(*operation, *mode, *state),
+            Self::VmRunning { .. } => "stop the VM first: `lifeboat vm stop`",
+            Self::PrimaryRunning => {
+                "stop it there and prepare a planned failover, which loses nothing; with --force the failover is made nevertheless, and what the VM writes there from now on is lost"
+            }
+            Self::Busy { .. } => "wait until that is done: `lifeboat job list`",
+            Self::TooFarAhead { .. } => "choose a time within 7 days, or none to start now",
+            Self::TakenOver { .. } => {
+                "use the VM on the other host, and reverse replication there so that this host keeps its replica"
+            }
+            Self::NothingReplicated => "wait until the initial replication is complete",
+        }
+    }
+}
+
+fn state_remedy(operation: Operation, mode: ReplicationMode, state: ReplicationState) -> Remedy {
+    use ReplicationState as S;
+    match (mode, state) {
+        (ReplicationMode::None | ReplicationMode::TestReplica, _) | (_, S::Disabled) => {
+            "the VM is not replicated; enable it with `lifeboat replication enable`"
+        }
+        (ReplicationMode::Primary, _) if is_of_replica(operation) => {
+            "this is done on the host that has the replica: use --host"
+        }
+        (ReplicationMode::Replica | ReplicationMode::ExtendedReplica, _)
+            if is_of_primary(operation) =>
+        {
+            "this is done on the host where the VM runs: use --host"
+        }
+        (_, S::ReadyForReplication) => {
+            "start the initial replication: `lifeboat replication start`"
+        }
+        (_, S::WaitingToCompleteInitialReplication) => {
+            "wait for the initial replication, or cancel it: `lifeboat replication start --cancel`"
+        }
+        (_, S::Replicating) => "the relationship replicates; suspend it first if it must rest",
+        (_, S::SyncedReplicationComplete) => {
+            "a planned failover is prepared: fail over on the other host, or cancel it with `lifeboat failover prepare --cancel`"
+        }
+        (_, S::Recovered) => "revert or commit the failover first",
+        (_, S::Committed) => "the failover is committed: reverse replication, or remove it",
+        (_, S::Suspended) => "resume first: `lifeboat replication resume`",
+        (_, S::Critical) => "see what is wrong with `lifeboat health`, then resume",
+        (_, S::WaitingToStartResynchronization) => "resynchronize: `lifeboat replication resync`",
+        (_, S::Resynchronizing | S::ResynchronizationSuspended) => {
+            "wait for the resynchronization, or cancel it: `lifeboat replication resync --cancel`"
+        }
+        (_, S::FailoverInProgress | S::FailbackInProgress) => {
+            "wait until that is done: `lifeboat job list`"
+        }
+        (
+            _,
+            S::FailbackComplete
+            | S::DiskUpdateInProgress
+            | S::DiskUpdateCritical
+            | S::Unknown
+            | S::RepurposeReplicationInProgress
+            | S::PreparedForSyncReplication
+            | S::PreparedForGroupReverseReplication
+            | S::FiredrillInProgress,
+        ) => "see `lifeboat health`",
+    }
+}
+
+const fn is_of_replica(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::ImportInitialReplica
+            | Operation::InitiateFailover
+            | Operation::RevertFailover
+            | Operation::CommitFailover
+            | Operation::ReverseReplicationRelationship
+            | Operation::TestReplicaSystem
+            | Operation::InitiateFailback
+            | Operation::ChangeReplicationModeToPrimary
+    )
+}
+
+const fn is_of_primary(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::StartReplication
+            | Operation::CancelInitialReplication
+            | Operation::CancelPlannedFailover
+            | Operation::PreparePlannedFailover
+            | Operation::CancelResynchronize
+            | Operation::Resynchronize
+            | Operation::ModifyReplicationSettings
+    )
+}
