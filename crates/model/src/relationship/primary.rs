@@ -365,6 +365,7 @@ impl Record {
             Event::ChunksDone { copy } => Ok(self.chunks_done(primary, copy)),
             Event::Captured { sequence, id } => Ok(self.captured(primary, sequence, id)),
             Event::CaptureFailed { sequence } => Ok(self.capture_failed(primary, sequence)),
+            Event::SpoolLost { sequence } => Ok(self.spool_lost(primary, sequence)),
             Event::Received(receipt) => Ok(self.received(primary, receipt)),
             Event::CancelGranted => Ok(match primary {
                 Primary::AskingToGoOn { last } => self.replicate_on(*last),
@@ -763,6 +764,19 @@ impl Record {
         }
         match Self::with_cycle(primary, Cycle::Idle) {
             Some(next) => self.primary(next, vec![Effect::DropSpool { sequence }]),
+            None => self.unchanged(),
+        }
+    }
+
+    fn spool_lost(&self, primary: &Primary, lost: Sequence) -> Step {
+        let next = match primary.cycle() {
+            Cycle::Sending { sequence, .. } if sequence == lost => {
+                Self::with_cycle(primary, Cycle::Idle)
+            }
+            Cycle::Idle | Cycle::Capturing { .. } | Cycle::Sending { .. } => None,
+        };
+        match next {
+            Some(next) => self.primary(next, vec![Effect::DropSpool { sequence: lost }]),
             None => self.unchanged(),
         }
     }

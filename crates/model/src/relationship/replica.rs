@@ -297,6 +297,7 @@ impl Record {
             | Event::ChunksDone { .. }
             | Event::Captured { .. }
             | Event::CaptureFailed { .. }
+            | Event::SpoolLost { .. }
             | Event::Received(_)
             | Event::CancelGranted
             | Event::NeedsResync(_)

@@ -1,0 +1,404 @@
+//! Failing over, reverting, committing: the store does it, the VM gets its disks.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use lifeboat_hypervisor::{Backing, DiskMover, PowerState};
+use lifeboat_model::contract::ReturnCode;
+use lifeboat_model::relationship::Event;
+use lifeboat_model::{DiskId, LineageId, Sequence};
+use lifeboat_peer::{TakeOver, TakeOverState};
+use lifeboat_store::{FailoverDisk, FailoverTarget, LiveCommit, StoreError};
+use lifeboat_sys::disk::GuestDisk;
+
+use crate::api::Severity;
+use crate::relation::Relation;
+use crate::replica::{ReplicaStore, store_code};
+use crate::service::{Service, with_causes};
+use crate::vm::{Vm, VmArc};
+
+/// A step of a failover or its end went wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FailoverTrouble {
+    #[error("the replica's store is not open; see `lifeboat health`")]
+    NoStore,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("give the VM its disks")]
+    Disks {
+        #[from]
+        source: lifeboat_hypervisor::HypervisorError,
+    },
+}
+
+impl Service {
+    pub(crate) fn fail_over_store(&self, vm: &VmArc, point: Option<Sequence>, lineage: LineageId) {
+        vm.meter.begin("failing over", 0);
+        let outcome = self.run_failover(vm, point, lineage);
+        vm.meter.end();
+        match outcome {
+            Ok(lineage) => {
+                self.note_success(vm);
+                self.tell(vm, Event::FailedOver { lineage });
+            }
+            Err(trouble) => {
+                self.note_failover_trouble(vm, "fail over", &trouble);
+                self.tell(vm, Event::FailOverFailed);
+                self.apply_soon(vm);
+            }
+        }
+    }
+
+    fn run_failover(
+        &self,
+        vm: &VmArc,
+        point: Option<Sequence>,
+        lineage: LineageId,
+    ) -> Result<lifeboat_model::Lineage, FailoverTrouble> {
+        let mut held = vm.store();
+        let replica = held.as_mut().ok_or(FailoverTrouble::NoStore)?;
+        let started = match replica.store.started_failover() {
+            // Done before a restart.
+            Some(started) => started,
+            None => {
+                let target = point.map_or(FailoverTarget::Newest, FailoverTarget::Point);
+                let now = self.now();
+                replica
+                    .store
+                    .start_failover(target, lineage, now, &mut |bytes| vm.meter.set(bytes))?
+            }
+        };
+        self.give_failover_disks(vm, replica)?;
+        self.note_store(vm, replica);
+        Ok(started.lineage)
+    }
+
+    /// Defines the VM on the overlays of its failover.
+    pub(crate) fn give_failover_disks(
+        &self,
+        vm: &Vm,
+        replica: &mut ReplicaStore,
+    ) -> Result<(), FailoverTrouble> {
+        let Some(started) = replica.store.started_failover() else {
+            return Ok(());
+        };
+        let mut disks = Vec::new();
+        let mut backings = Vec::new();
+        for disk in &started.disks {
+            let device = Arc::new(replica.store.failover_disk(&disk.id)?);
+            disks.push((disk.id.clone(), Arc::clone(&device)));
+            let device: Arc<dyn GuestDisk> = device;
+            let image = disk.image.clone();
+            backings.push((disk.id.clone(), Backing::Device { device, image }));
+        }
+        let definition = vm.core().definition.clone();
+        self.inner.hypervisor.define(&definition, &backings)?;
+        replica.failover_disks = disks;
+        Ok(())
+    }
+
+    pub(crate) fn revert_store(&self, vm: &VmArc) {
+        vm.meter.begin("reverting the failover", 0);
+        let outcome = self.run_revert(vm);
+        vm.meter.end();
+        match outcome {
+            Ok(()) => {
+                self.note_success(vm);
+                self.tell(vm, Event::Reverted);
+                self.apply_soon(vm);
+            }
+            Err(trouble) => self.note_failover_trouble(vm, "revert the failover", &trouble),
+        }
+    }
+
+    fn run_revert(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        let mut held = vm.store();
+        let replica = held.as_mut().ok_or(FailoverTrouble::NoStore)?;
+        self.take_disks_away(vm, replica)?;
+        if replica.store.started_failover().is_some() {
+            replica.store.revert_failover()?;
+        }
+        self.note_store(vm, replica);
+        Ok(())
+    }
+
+    /// The VM, which is off, lets go of its disks.
+    fn take_disks_away(
+        &self,
+        vm: &Vm,
+        replica: &mut ReplicaStore,
+    ) -> Result<(), FailoverTrouble> {
+        match self.inner.hypervisor.undefine(vm.id) {
+            Ok(()) | Err(lifeboat_hypervisor::HypervisorError::Unknown { .. }) => {}
+            Err(source) => return Err(source.into()),
+        }
+        replica.failover_disks.clear();
+        Ok(())
+    }
+
+    pub(crate) fn commit_store(&self, vm: &VmArc) {
+        vm.meter.begin("committing the failover", 0);
+        let outcome = self.run_commit(vm);
+        vm.meter.end();
+        match outcome {
+            Ok(()) => {
+                self.note_success(vm);
+                self.tell(vm, Event::Committed);
+                self.empty_trash(vm);
+            }
+            Err(trouble) => {
+                self.note_failover_trouble(vm, "commit the failover", &trouble);
+                let is_begun = vm
+                    .store()
+                    .as_ref()
+                    .is_some_and(|replica| replica.store.started_failover().is_none());
+                if is_begun {
+                    // Past the point of no return: opening the store completes it.
+                    self.complete_commit(vm);
+                } else {
+                    self.tell(vm, Event::CommitFailed);
+                }
+            }
+        }
+    }
+
+    fn run_commit(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        let running = matches!(
+            self.inner.hypervisor.power_state(vm.id),
+            Ok(PowerState::Running)
+        );
+        let is_committed = vm
+            .store()
+            .as_ref()
+            .is_some_and(|replica| replica.store.role() == lifeboat_store::Role::Committed);
+        if is_committed {
+            return self.give_committed_disks(vm);
+        }
+        if running {
+            self.commit_running(vm)?;
+        } else {
+            let mut held = vm.store();
+            let replica = held.as_mut().ok_or(FailoverTrouble::NoStore)?;
+            self.take_disks_away(vm, replica)?;
+            match replica.store.commit(&mut |bytes| vm.meter.set(bytes)) {
+                Ok(_) => {}
+                Err(error) => {
+                    if replica.store.started_failover().is_some() {
+                        self.give_failover_disks(vm, replica)?;
+                    }
+                    return Err(error.into());
+                }
+            }
+            self.note_store(vm, replica);
+            drop(held);
+            self.give_committed_disks(vm)?;
+        }
+        Ok(())
+    }
+
+    /// Commits while the guest writes on.
+    fn commit_running(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        // What the guest writes from here on is known, whichever file takes it.
+        self.track_from_here(vm)?;
+        let live = {
+            let mut held = vm.store();
+            let replica = held.as_mut().ok_or(FailoverTrouble::NoStore)?;
+            let disks = replica.failover_disks.clone();
+            replica.store.begin_live_commit(&disks)?
+        };
+        let mut mover = CommitMover {
+            vm,
+            live: Some(live),
+            trouble: None,
+        };
+        let moved = self.inner.hypervisor.move_disks(vm.id, &mut mover);
+        if let Some(error) = mover.trouble.take() {
+            return Err(error.into());
+        }
+        moved?;
+        let mut held = vm.store();
+        if let Some(replica) = held.as_mut() {
+            replica.failover_disks.clear();
+            self.note_store(vm, replica);
+        }
+        Ok(())
+    }
+
+    /// Defines the VM on the heads, and tracks what it writes from now on.
+    pub(crate) fn give_committed_disks(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        let backings: Vec<(DiskId, Backing)> = {
+            let held = vm.store();
+            let replica = held.as_ref().ok_or(FailoverTrouble::NoStore)?;
+            let raw = |disk: lifeboat_store::CommittedDisk| {
+                (disk.id, Backing::Raw { path: disk.head })
+            };
+            replica.store.committed_disks().into_iter().map(raw).collect()
+        };
+        let definition = vm.core().definition.clone();
+        self.inner.hypervisor.define(&definition, &backings)?;
+        self.track_from_here(vm)
+    }
+
+    /// Tracks from a moment that nobody has drawn, unless something is tracked already.
+    fn track_from_here(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        if let lifeboat_hypervisor::Tracking::Since { .. } =
+            self.inner.hypervisor.tracking(vm.id)?
+        {
+            return Ok(());
+        }
+        let moment = {
+            let core = vm.core();
+            let drawn = core
+                .relation()
+                .map_or(Sequence::ZERO, |relation| relation.record().drawn);
+            let known = crate::service::lock(&vm.store_facts)
+                .status
+                .as_ref()
+                .map_or(Sequence::ZERO, |status| status.tip);
+            drawn.max(known)
+        };
+        self.inner.hypervisor.start_tracking(vm.id, moment)?;
+        Ok(())
+    }
+
+    /// Brings a commit to its end that failed past its point of no return.
+    fn complete_commit(&self, vm: &VmArc) {
+        let folder = vm
+            .core()
+            .relation()
+            .and_then(|relation| relation.storage.clone());
+        let Some(folder) = folder else { return };
+        *vm.store() = None;
+        match self.open_store(vm, &folder) {
+            Ok(()) => self.commit_store(vm),
+            Err(error) => self.note_trouble(
+                vm,
+                store_code(&error),
+                format!("complete the commit: {}", with_causes(&error)),
+            ),
+        }
+    }
+
+    fn empty_trash(&self, vm: &Vm) {
+        let held = vm.store();
+        if let Some(replica) = held.as_ref()
+            && let Err(error) = replica.store.empty_trash()
+        {
+            // Opening the store does it again.
+            tracing::warn!(vm = %vm.id, "free the segments: {}", with_causes(&error));
+        }
+    }
+
+    fn note_failover_trouble(&self, vm: &VmArc, doing: &str, trouble: &FailoverTrouble) {
+        let code = match trouble {
+            FailoverTrouble::Store(error) => store_code(error),
+            FailoverTrouble::NoStore => ReturnCode::NotAvailable,
+            FailoverTrouble::Disks { .. } => ReturnCode::Failed,
+        };
+        let what = format!("{doing}: {}", with_causes(trouble));
+        self.report(
+            Some(vm.id),
+            Severity::Error,
+            "failover_failed",
+            &format!("{}: {what}", vm.name()),
+        );
+        self.note_trouble(vm, code, what);
+    }
+
+    /// Tells the primary what became of the failover. It may be gone for good, so this is not
+    /// insisted on: it learns it at first contact.
+    pub(crate) fn announce_take_over(&self, vm: &VmArc) {
+        let Some(relation) = vm.core().relation.clone() else {
+            return;
+        };
+        let Some((lineage, state)) = take_over_of(&relation) else {
+            return;
+        };
+        let record = relation.record();
+        let mut ancestors = record.ancestors.clone();
+        if lineage.id != record.lineage.id {
+            ancestors.push(record.lineage);
+        }
+        let news = TakeOver {
+            relationship: record.relationship,
+            lineage,
+            ancestors,
+            state,
+        };
+        let said = self
+            .link(&relation.peer)
+            .and_then(|link| link.take_over(news));
+        if let Err(error) = said {
+            tracing::info!(vm = %vm.id, "tell the old primary: {}", with_causes(&error));
+        }
+    }
+}
+
+/// What a replica's record says to the old primary.
+fn take_over_of(relation: &Relation) -> Option<(lifeboat_model::Lineage, TakeOverState)> {
+    use lifeboat_model::relationship::{ReplicaPhase, Role};
+    let record = relation.record();
+    let Role::Replica(replica) = &record.role else {
+        return None;
+    };
+    match &replica.phase {
+        ReplicaPhase::FailedOver { lineage, .. }
+        | ReplicaPhase::Reverting { lineage, .. }
+        | ReplicaPhase::Committing { lineage, .. } => Some((*lineage, TakeOverState::FailedOver)),
+        ReplicaPhase::Committed { .. } | ReplicaPhase::Reversing { .. } => {
+            Some((record.lineage, TakeOverState::Committed))
+        }
+        ReplicaPhase::Replicating
+        | ReplicaPhase::Suspended
+        | ReplicaPhase::Critical(_)
+        | ReplicaPhase::Resyncing => Some((record.lineage, TakeOverState::Reverted)),
+        ReplicaPhase::WaitingInitial | ReplicaPhase::FailingOver(_) => None,
+    }
+}
+
+/// Moves a running VM from its overlays to the heads.
+struct CommitMover<'a> {
+    vm: &'a Vm,
+    live: Option<LiveCommit>,
+    trouble: Option<StoreError>,
+}
+
+impl CommitMover<'_> {
+    fn failed(&mut self, error: StoreError) -> io::Error {
+        let text = with_causes(&error);
+        self.trouble.get_or_insert(error);
+        io::Error::other(text)
+    }
+}
+
+impl DiskMover for CommitMover<'_> {
+    fn copy(&mut self, changed: Option<&[(DiskId, Range<u64>)]>) -> io::Result<()> {
+        let outcome = match &self.live {
+            Some(live) => live.copy(changed),
+            None => return Err(io::Error::other("the commit is finished")),
+        };
+        outcome.map_err(|error| self.failed(error))
+    }
+
+    fn finish(&mut self, changed: &[(DiskId, Range<u64>)]) -> io::Result<Vec<(DiskId, Backing)>> {
+        let Some(live) = self.live.take() else {
+            return Err(io::Error::other("the commit is finished"));
+        };
+        let outcome = {
+            let mut held = self.vm.store();
+            match held.as_mut() {
+                Some(replica) => replica.store.finish_live_commit(live, changed),
+                None => return Err(io::Error::other("the store was closed")),
+            }
+        };
+        let disks = outcome.map_err(|error| self.failed(error))?;
+        let raw = |disk: lifeboat_store::CommittedDisk| {
+            (disk.id, Backing::Raw { path: disk.head })
+        };
+        Ok(disks.into_iter().map(raw).collect())
+    }
+}
+
+/// The failover disks of a VM, as its driver uses them.
+pub(crate) type FailoverDisks = Vec<(DiskId, Arc<FailoverDisk>)>;

@@ -1,0 +1,268 @@
+//! How a relationship is doing, why, and what it means for a failover now.
+
+use std::time::Duration;
+
+use lifeboat_model::Timestamp;
+use lifeboat_model::contract::{ReplicationHealth, ReplicationMode, ReplicationState};
+use lifeboat_model::health::{self, Backlog, Direction, Facts, Reserve, Space, Verification};
+use lifeboat_model::relationship::{CriticalCause, Primary, Report, ResyncCause, Role};
+
+use crate::api::{HealthReason, HealthView, LossView, Severity, StartView};
+use crate::relation::Relation;
+use crate::service::{Service, lock};
+use crate::vm::{Trouble, Vm, VmArc};
+
+impl Service {
+    pub(crate) fn health_of(&self, vm: &VmArc) -> HealthView {
+        let relation = vm.core().relation.clone();
+        let Some(relation) = relation else {
+            return HealthView {
+                vm: vm.id,
+                health: ReplicationHealth::NotApplicable,
+                reasons: Vec::new(),
+                loss: LossView::default(),
+                start: StartView::default(),
+            };
+        };
+        let assessed = self.assess(vm, &relation);
+        HealthView {
+            vm: vm.id,
+            health: assessed.value,
+            reasons: assessed
+                .reasons
+                .iter()
+                .map(|reason| HealthReason {
+                    health: reason.health(),
+                    what: reason.to_string(),
+                    remedy: reason.remedy().to_owned(),
+                })
+                .collect(),
+            loss: self.loss_of(vm, &relation),
+            start: self.start_of(vm),
+        }
+    }
+
+    pub(crate) fn health_value(&self, vm: &Vm) -> ReplicationHealth {
+        let relation = vm.core().relation.clone();
+        relation.map_or(ReplicationHealth::NotApplicable, |relation| {
+            self.assess(vm, &relation).value
+        })
+    }
+
+    fn assess(&self, vm: &Vm, relation: &Relation) -> health::Health {
+        let record = relation.record();
+        let (trouble, offset) = {
+            let core = vm.core();
+            (
+                core.facts.trouble.clone(),
+                core.facts.peer_clock_offset_micros,
+            )
+        };
+        let status = vm.store_facts().status;
+        let statistics = self.statistics_of(vm);
+        let now = self.now();
+        let is_primary = relation.is_primary();
+        let facts = Facts {
+            now,
+            mode: record.mode(),
+            state: record.state(),
+            direction: if is_primary {
+                Direction::Sends
+            } else {
+                Direction::Receives
+            },
+            statistics: &statistics,
+            last_exchange: relation.saved.last.replicated_at,
+            cannot_send: cannot_send(relation, trouble.as_ref()),
+            cause: cause_of(relation, trouble.as_ref()),
+            verification: Verification::Verified,
+            space: status.as_ref().map(|status| Space {
+                free: status.available_bytes,
+                total: status.available_bytes
+                    + status
+                        .disks
+                        .iter()
+                        .map(|disk| disk.head_bytes + disk.segment_bytes)
+                        .sum::<u64>(),
+            }),
+            reserve: match &status {
+                Some(status)
+                    if status.reserved_bytes < status.needed_reserve_bytes
+                        && record.mode() == ReplicationMode::Replica
+                        && record.state() == ReplicationState::Replicating =>
+                {
+                    Reserve::Missing {
+                        bytes: status.needed_reserve_bytes - status.reserved_bytes,
+                    }
+                }
+                Some(_) | None => Reserve::Held,
+            },
+            clocks: offset.map(|offset| {
+                let theirs = i128::from(now.as_micros()) + i128::from(offset);
+                let theirs = u64::try_from(theirs.max(0)).unwrap_or(u64::MAX);
+                (Timestamp::from_micros(theirs), now)
+            }),
+            certificate_expires: lock(&self.inner.standing).certificate_expires_at,
+            backlog: self.backlog_of(vm, relation),
+        };
+        health::assess(&facts)
+    }
+
+    fn backlog_of(&self, vm: &Vm, relation: &Relation) -> Option<Backlog> {
+        let facts = vm.store_facts();
+        let waiting: u64 = facts
+            .status?
+            .pending
+            .iter()
+            .map(|pending| pending.bytes)
+            .sum();
+        let speed = facts.apply_speed.unwrap_or(32 << 20).max(1);
+        Some(Backlog {
+            estimate: Duration::from_secs(waiting / speed),
+            limit: relation.settings.apply_backlog_limit(),
+        })
+    }
+
+    /// What a failover now would lose.
+    pub(crate) fn loss_of(&self, vm: &Vm, relation: &Relation) -> LossView {
+        let since = relation
+            .saved
+            .last
+            .captured_at
+            .map(|at| self.now().as_micros().saturating_sub(at.as_micros()) / 1_000_000);
+        match &relation.record().role {
+            Role::Primary(Primary::Prepared { .. }) => LossView {
+                seconds: Some(0),
+                bytes: Some(0),
+            },
+            Role::Primary(_) => LossView {
+                seconds: since,
+                bytes: self.inner.hypervisor.dirty_bytes(vm.id).ok(),
+            },
+            Role::Replica(replica) if replica.prepared.is_some() => LossView {
+                seconds: Some(0),
+                bytes: Some(0),
+            },
+            Role::Replica(_) => LossView {
+                seconds: since,
+                bytes: None,
+            },
+        }
+    }
+
+    /// How long a start of the newest moment would take.
+    pub(crate) fn start_of(&self, vm: &Vm) -> StartView {
+        let facts = vm.store_facts();
+        let Some(status) = facts.status else {
+            return StartView::default();
+        };
+        let backlog_bytes: u64 = status.pending.iter().map(|pending| pending.bytes).sum();
+        let seconds = match facts.apply_speed {
+            Some(speed) => Some(backlog_bytes / speed.max(1) + 1),
+            None if backlog_bytes == 0 => Some(1),
+            None => None,
+        };
+        StartView {
+            backlog_bytes,
+            seconds,
+        }
+    }
+}
+
+fn cannot_send(relation: &Relation, trouble: Option<&Trouble>) -> Option<String> {
+    let is_sending = match &relation.record().role {
+        Role::Primary(
+            Primary::Replicating { .. }
+            | Primary::Preparing { .. }
+            | Primary::Copying(_)
+            | Primary::Resyncing(_),
+        ) => true,
+        Role::Primary(_) | Role::Replica(_) => false,
+    };
+    trouble
+        .filter(|_| is_sending)
+        .map(|trouble| trouble.what.clone())
+}
+
+fn cause_of(relation: &Relation, trouble: Option<&Trouble>) -> Option<String> {
+    let detail = trouble.map(|trouble| trouble.what.as_str());
+    match &relation.record().role {
+        Role::Primary(Primary::Critical { cause, .. }) => Some(with_detail(critical(*cause), detail)),
+        Role::Primary(Primary::Fenced { by, .. }) => Some(format!(
+            "the replica has taken over (lineage {} of {}); this host does not run the VM any more",
+            by.counter, by.id
+        )),
+        Role::Primary(Primary::ResyncRequired { cause, .. }) => {
+            Some(with_detail(resync(*cause), detail))
+        }
+        Role::Primary(_) => None,
+        Role::Replica(_) => detail.map(str::to_owned),
+    }
+}
+
+fn with_detail(text: &str, detail: Option<&str>) -> String {
+    match detail {
+        Some(detail) => format!("{text} ({detail})"),
+        None => text.to_owned(),
+    }
+}
+
+pub(crate) const fn critical(cause: CriticalCause) -> &'static str {
+    match cause {
+        CriticalCause::Unreachable => "the replica's host does not answer",
+        CriticalCause::NotAuthorized => "the replica's host does not let this one in",
+        CriticalCause::ReplicaGone => "the replica's host knows nothing of this relationship",
+        CriticalCause::ReplicaRefuses => "the replica's host refuses",
+        CriticalCause::LocalStorage => "the disks or the send-spool of this host fail",
+        CriticalCause::SplitBrain { .. } => {
+            "both sides have gone on from the same moment (split brain); an operator must say which one survives"
+        }
+        CriticalCause::WentOnAlone => {
+            "the VM went on here without the replica's word; remove replication and enable it anew"
+        }
+    }
+}
+
+pub(crate) const fn resync(cause: ResyncCause) -> &'static str {
+    match cause {
+        ResyncCause::TrackingLost => "changes of the disks may have been missed",
+        ResyncCause::ReplicaRolledBack => "the replica holds less than it gave receipts for",
+        ResyncCause::UnknownMoments => "the replica holds moments that this host does not know",
+        ResyncCause::CopyUnfinished => "a copy of whole disks to the replica was not finished",
+        ResyncCause::ReplicaDamaged => "the replica's store is damaged",
+        ResyncCause::Requested => "an operator asked for it",
+        ResyncCause::Reversed => "the roles were swapped",
+    }
+}
+
+/// A report in words: severity, kind, message.
+pub(crate) fn describe_report(name: &str, report: &Report) -> (Severity, &'static str, String) {
+    match report {
+        Report::ResyncRequired(cause) => (
+            Severity::Error,
+            "resync_required",
+            format!("{name}: a resynchronization is required: {}", resync(*cause)),
+        ),
+        Report::Critical(cause) => (
+            Severity::Error,
+            "replication_critical",
+            format!("{name}: replication is critical: {}", critical(*cause)),
+        ),
+        Report::Fenced { by } => (
+            Severity::Error,
+            "fenced",
+            format!(
+                "{name}: the replica has taken over (lineage {} of {}); this host stands down",
+                by.counter, by.id
+            ),
+        ),
+        Report::SplitBrain { theirs } => (
+            Severity::Error,
+            "split_brain",
+            format!(
+                "{name}: split brain: the other side goes on with lineage {} of {}, which is no descendant of this one's; nothing is overwritten",
+                theirs.counter, theirs.id
+            ),
+        ),
+    }
+}

@@ -1,0 +1,312 @@
+//! The replica's store in the hands of the service: received, applied, made points of.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lifeboat_model::contract::{PointKind, ReturnCode};
+use lifeboat_model::relationship::{ApplyTrouble, Event, ReplicaPhase, Role};
+use lifeboat_model::retention::{ExistingPoint, PointDecision, PointUsage, RetentionPolicy};
+use lifeboat_model::{Consistency, DiskId, Sequence, Timestamp};
+use lifeboat_store::{BoundaryPin, FailoverDisk, Heads, Store, StoreError};
+
+use crate::api::Severity;
+use crate::relation::Relation;
+use crate::service::{Service, with_causes};
+use crate::vm::{Task, Vm, VmArc};
+
+/// An open store, and what of it is in use by VMs.
+#[derive(Debug)]
+pub(crate) struct ReplicaStore {
+    pub(crate) store: Store,
+    /// The disks of a failed-over VM.
+    pub(crate) failover_disks: Vec<(DiskId, Arc<FailoverDisk>)>,
+    /// Keeps the boundary that a test failover reads.
+    pub(crate) test_pin: Option<BoundaryPin>,
+}
+
+/// Who holds a store, for others that want it.
+fn holder(service: &Service) -> String {
+    format!(
+        "lifeboat serve on {} (process {})",
+        service.inner.config.host,
+        std::process::id()
+    )
+}
+
+impl Service {
+    /// Opens a store and puts it in the VM's hands.
+    pub(crate) fn open_store(&self, vm: &Vm, folder: &Path) -> Result<(), StoreError> {
+        let disk = Arc::clone(&self.inner.disk);
+        let store = Store::open(disk, folder, &holder(self))?;
+        self.hold_store(vm, store);
+        Ok(())
+    }
+
+    pub(crate) fn store_holder(&self) -> String {
+        holder(self)
+    }
+
+    pub(crate) fn hold_store(&self, vm: &Vm, store: Store) {
+        let mut held = vm.store();
+        *held = Some(ReplicaStore {
+            store,
+            failover_disks: Vec::new(),
+            test_pin: None,
+        });
+        if let Some(replica) = held.as_ref() {
+            self.note_store(vm, replica);
+        }
+    }
+
+    /// Notes what a store holds, so that nobody has to wait for it to know.
+    pub(crate) fn note_store(&self, vm: &Vm, replica: &ReplicaStore) {
+        match replica.store.status() {
+            Ok(status) => {
+                crate::service::lock(&vm.store_facts).status = Some(status);
+            }
+            Err(error) => {
+                tracing::warn!(vm = %vm.id, "measure the store: {}", with_causes(&error));
+            }
+        }
+    }
+
+    /// Applies what was received, makes points that are due, and lets go what has expired.
+    pub(crate) fn apply_received(&self, vm: &VmArc) {
+        loop {
+            let phase = match vm.core().relation() {
+                Some(relation) => match &relation.record().role {
+                    Role::Replica(replica) => replica.phase.clone(),
+                    Role::Primary(_) => return,
+                },
+                None => return,
+            };
+            match phase {
+                ReplicaPhase::WaitingInitial
+                | ReplicaPhase::Replicating
+                | ReplicaPhase::Resyncing
+                | ReplicaPhase::Critical(_) => {}
+                // What waits is kept.
+                ReplicaPhase::Suspended
+                | ReplicaPhase::FailingOver(_)
+                | ReplicaPhase::FailedOver { .. }
+                | ReplicaPhase::Reverting { .. }
+                | ReplicaPhase::Committing { .. }
+                | ReplicaPhase::Committed { .. }
+                | ReplicaPhase::Reversing { .. } => return,
+            }
+            match self.apply_one(vm) {
+                Ok(true) => {}
+                Ok(false) => {
+                    if let ReplicaPhase::Critical(_) = phase {
+                        self.tell(vm, Event::ApplyMended);
+                    }
+                    return;
+                }
+                Err(error) => {
+                    let what = format!("apply changes: {}", with_causes(&error));
+                    self.note_trouble(vm, ReturnCode::Failed, what);
+                    self.reopen_if_needed(vm, &error);
+                    self.tell(vm, Event::ApplyFailed(trouble_of(&error)));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Applies the oldest delta that waits; answers whether there was one.
+    fn apply_one(&self, vm: &VmArc) -> Result<bool, StoreError> {
+        let mut held = vm.store();
+        let Some(replica) = held.as_mut() else {
+            return Ok(false);
+        };
+        let began = self.inner.clock.monotonic();
+        let applied = replica.store.apply_next(&mut |_| {})?;
+        let Some(applied) = applied else {
+            return Ok(false);
+        };
+        let took = self.inner.clock.monotonic().saturating_sub(began);
+        let speed = applied.changed_bytes as f64 / took.as_secs_f64().max(0.001);
+        crate::service::lock(&vm.store_facts).apply_speed = Some(speed as u64);
+        let now = self.now();
+        let is_consistent = matches!(replica.store.heads(), Heads::Consistent(_));
+        let (planned, consistency) = self.kind_of(vm, applied.sequence, applied.consistency);
+        if is_consistent {
+            let relation = vm.core().relation.clone();
+            if let Some(relation) = relation {
+                self.keep_points(vm, replica, &relation, point_kind(planned, consistency), now)?;
+            }
+        }
+        self.note_store(vm, replica);
+        drop(held);
+        if is_consistent {
+            self.note_applied(vm, &applied, now);
+        }
+        Ok(true)
+    }
+
+    fn kind_of(
+        &self,
+        vm: &Vm,
+        sequence: Sequence,
+        consistency: Consistency,
+    ) -> (bool, Consistency) {
+        let core = vm.core();
+        let planned = core
+            .relation()
+            .is_some_and(|relation| relation.saved.planned_moment == Some(sequence));
+        (planned, consistency)
+    }
+
+    fn note_applied(&self, vm: &VmArc, applied: &lifeboat_store::AppliedDelta, now: Timestamp) {
+        let event = {
+            let core = vm.core();
+            let phase = core.relation().map(|relation| &relation.record().role);
+            match phase {
+                Some(Role::Replica(replica)) => match replica.phase {
+                    ReplicaPhase::WaitingInitial => Event::InitialComplete,
+                    ReplicaPhase::Resyncing => Event::ResyncEnded,
+                    _ => Event::ApplyMended,
+                },
+                Some(Role::Primary(_)) | None => return,
+            }
+        };
+        let (captured, consistency) = (applied.captured_at, applied.consistency);
+        let stepped = self.step_with(vm, event, |relation| {
+            let last = &mut relation.saved.last;
+            last.applied_at = Some(now);
+            last.captured_at = Some(captured);
+            if consistency == Consistency::Application {
+                last.application_consistent_at = Some(captured);
+            }
+        });
+        if let Err(error) = stepped {
+            self.report_unsaved(vm, &error);
+        }
+    }
+
+    /// Opens a point if one is due, and removes those that have expired.
+    fn keep_points(
+        &self,
+        vm: &Vm,
+        replica: &mut ReplicaStore,
+        relation: &Relation,
+        kind: PointKind,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let policy = self.retention(relation);
+        let existing = existing_points(replica);
+        match policy.decide(&existing, kind, now) {
+            PointDecision::Open => {
+                replica.store.make_point(now, kind)?;
+            }
+            PointDecision::NoneKept | PointDecision::TooSoon => {}
+            PointDecision::Full => {
+                let message = format!(
+                    "{}: no recovery point was made, because there are as many as the store can have and none of them may go",
+                    vm.name()
+                );
+                self.report(Some(vm.id), Severity::Warning, "points_full", &message);
+            }
+        }
+        for expired in policy.expired(&existing_points(replica), now) {
+            replica.store.remove_point(expired)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn retention(&self, relation: &Relation) -> RetentionPolicy {
+        RetentionPolicy {
+            history: relation.settings.recovery_history(),
+            spacing: relation.settings.point_spacing(),
+            floor: self.floor_of(relation),
+            promises: relation.saved.promises.clone(),
+        }
+    }
+
+    /// The floor of the entry under which the peer is let in.
+    fn floor_of(&self, relation: &Relation) -> lifeboat_model::retention::RetentionFloor {
+        self.entry_for(&relation.peer.host)
+            .map_or(lifeboat_model::retention::RetentionFloor::NONE, |entry| {
+                entry.retention_floor()
+            })
+    }
+
+    /// A store that failed half way is opened again, which brings it into order.
+    pub(crate) fn reopen_if_needed(&self, vm: &Vm, error: &StoreError) {
+        if let StoreError::Refused(_) = error {
+            return;
+        }
+        let folder = match vm.core().relation() {
+            Some(relation) => relation.storage.clone(),
+            None => None,
+        };
+        let Some(folder) = folder else { return };
+        let mut held = vm.store();
+        let in_use = held.as_ref().is_some_and(|replica| {
+            !replica.failover_disks.is_empty() || replica.test_pin.is_some()
+        });
+        if in_use {
+            // Readers keep the store from being opened again; it goes on as it is.
+            return;
+        }
+        *held = None;
+        let disk = Arc::clone(&self.inner.disk);
+        match Store::open(disk, &folder, &holder(self)) {
+            Ok(store) => {
+                *held = Some(ReplicaStore {
+                    store,
+                    failover_disks: Vec::new(),
+                    test_pin: None,
+                });
+            }
+            Err(error) => {
+                tracing::error!(vm = %vm.id, "open the store: {}", with_causes(&error));
+            }
+        }
+    }
+
+    /// Has the worker apply what waits.
+    pub(crate) fn apply_soon(&self, vm: &VmArc) {
+        self.work_on(vm, [Task::Apply]);
+    }
+}
+
+pub(crate) fn existing_points(replica: &ReplicaStore) -> Vec<ExistingPoint> {
+    let points = replica.store.points().into_iter();
+    points
+        .map(|point| ExistingPoint {
+            sequence: point.sequence,
+            kind: point.kind,
+            opened_at: point.opened_at,
+            usage: if point.users > 0 {
+                PointUsage::InUse
+            } else {
+                PointUsage::Free
+            },
+        })
+        .collect()
+}
+
+fn point_kind(planned: bool, consistency: Consistency) -> PointKind {
+    match (planned, consistency) {
+        (true, _) => PointKind::PlannedFailover,
+        (false, Consistency::Application) => PointKind::ApplicationConsistent,
+        (false, Consistency::Crash) => PointKind::Standard,
+    }
+}
+
+fn trouble_of(error: &StoreError) -> ApplyTrouble {
+    match error {
+        StoreError::DiskFull { .. } => ApplyTrouble::DiskFull,
+        StoreError::Damaged { .. } | StoreError::Delta { .. } => ApplyTrouble::Damaged,
+        _ => ApplyTrouble::Io,
+    }
+}
+
+/// What a store's failure is to whoever asked.
+pub(crate) fn store_code(error: &StoreError) -> ReturnCode {
+    match error {
+        StoreError::Refused(_) => ReturnCode::InvalidState,
+        _ => ReturnCode::Failed,
+    }
+}

@@ -1,0 +1,110 @@
+//! The talk with the replica: what it holds, and whether the primary may go on.
+
+use lifeboat_model::relationship::{Event, ReplicaView};
+use lifeboat_model::Sequence;
+use lifeboat_peer::{
+    LinkError, PlannedFailover, PlannedPhase, RefusalCode, ReplicaReport, ReplicaRole,
+    SessionRequest,
+};
+
+use crate::relation::Relation;
+use crate::service::Service;
+use crate::vm::VmArc;
+
+impl Service {
+    /// Asks the replica what it holds; before any capture, and after whatever went wrong.
+    pub(crate) fn open_session(&self, vm: &VmArc) {
+        let Some(relation) = vm.core().relation.clone() else {
+            return;
+        };
+        match self.ask_for_report(&relation) {
+            Ok(report) => {
+                self.note_success(vm);
+                self.note_report(vm, &report);
+                let standing = relation.record().standing(&view_of(&report));
+                self.tell(vm, Event::Session(standing));
+                vm.core().facts.wanted = true;
+            }
+            Err(error) => self.note_link_error(vm, "ask the replica what it holds", &error),
+        }
+    }
+
+    fn ask_for_report(&self, relation: &Relation) -> Result<ReplicaReport, LinkError> {
+        let record = relation.record();
+        self.link(&relation.peer)?.begin_session(SessionRequest {
+            relationship: record.relationship,
+            lineage: record.lineage,
+            ancestors: record.ancestors.clone(),
+            last_receipt: relation.last_receipt(),
+            wall_clock: self.now(),
+        })
+    }
+
+    fn note_report(&self, vm: &VmArc, report: &ReplicaReport) {
+        let now = self.now().as_micros();
+        let theirs = report.wall_clock.as_micros();
+        let mut core = vm.core();
+        core.facts.peer_backlog = report.backlog_bytes;
+        core.facts.peer_refusal.clone_from(&report.refusal);
+        core.facts.peer_clock_offset_micros =
+            i64::try_from(i128::from(theirs) - i128::from(now)).ok();
+    }
+
+    /// Tells the replica that the last moment of a planned failover is with it.
+    pub(crate) fn announce_prepared(&self, vm: &VmArc, sequence: Sequence) {
+        let Some(relation) = vm.core().relation.clone() else {
+            return;
+        };
+        match self.say_planned(&relation, sequence, PlannedPhase::Prepared) {
+            Ok(()) => self.note_success(vm),
+            // It has failed over already, or does not answer: the session tells which.
+            Err(error) => self.note_link_error(vm, "tell the replica of the planned failover", &error),
+        }
+    }
+
+    pub(crate) fn ask_to_go_on(&self, vm: &VmArc, sequence: Sequence) {
+        let Some(relation) = vm.core().relation.clone() else {
+            return;
+        };
+        match self.say_planned(&relation, sequence, PlannedPhase::Cancelled) {
+            Ok(()) => {
+                self.note_success(vm);
+                self.tell(vm, Event::CancelGranted);
+            }
+            Err(LinkError::Refused(refusal))
+                if refusal.code == RefusalCode::OtherLineage
+                    || refusal.code == RefusalCode::InvalidState =>
+            {
+                self.open_session(vm);
+            }
+            Err(error) => self.note_link_error(vm, "ask the replica to go on", &error),
+        }
+    }
+
+    fn say_planned(
+        &self,
+        relation: &Relation,
+        sequence: Sequence,
+        phase: PlannedPhase,
+    ) -> Result<(), LinkError> {
+        self.link(&relation.peer)?.planned_failover(PlannedFailover {
+            relationship: relation.record().relationship,
+            lineage: relation.record().lineage.id,
+            sequence,
+            phase,
+        })
+    }
+}
+
+fn view_of(report: &ReplicaReport) -> ReplicaView {
+    ReplicaView {
+        lineage: report.lineage,
+        ancestors: report.ancestors.clone(),
+        has_taken_over: match report.role {
+            ReplicaRole::Replica => false,
+            ReplicaRole::FailedOver | ReplicaRole::Committed | ReplicaRole::Primary => true,
+        },
+        tip: report.tip.map(|tip| (tip.sequence, tip.id)),
+        copy: report.copy.as_ref().map(|copy| copy.copy),
+    }
+}

@@ -1,0 +1,172 @@
+//! When a VM's owner is woken, and what it does then.
+
+use std::time::Duration;
+
+use lifeboat_model::UtcOffset;
+use lifeboat_model::relationship::{Cycle, Event, Primary, ReplicaPhase, Role, Work};
+use lifeboat_model::schedule::{CycleSchedule, Retry, StartAt, automatic_resynchronization};
+use lifeboat_model::settings::ReplicationInterval;
+
+use crate::relation::Relation;
+use crate::service::Service;
+use crate::vm::{Core, Facts, Vm, VmArc};
+
+/// Nothing is looked at less often than this: clocks jump, windows open.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// How often a peer that does not answer is asked whether it is there again.
+const PROBE: Duration = Duration::from_secs(30);
+
+impl Service {
+    /// Sets the VM's alarm to when something is due.
+    pub(crate) fn set_alarm(&self, vm: &Vm) {
+        let at = self.next_due(&vm.core());
+        self.inner.scheduler.set(vm.id, at);
+    }
+
+    fn next_due(&self, core: &Core) -> Option<Duration> {
+        let relation = core.relation()?;
+        let now = self.inner.clock.monotonic();
+        match &relation.record().role {
+            Role::Primary(primary) => self.primary_due(primary, relation, &core.facts, now),
+            Role::Replica(replica) => match &replica.phase {
+                // What could not be applied is tried again.
+                ReplicaPhase::Critical(_) => Some(now + Duration::from_secs(60)),
+                ReplicaPhase::FailingOver(_)
+                | ReplicaPhase::Reverting { .. }
+                | ReplicaPhase::Committing { .. }
+                | ReplicaPhase::Reversing { .. } => Some(now + Duration::from_secs(10)),
+                ReplicaPhase::WaitingInitial
+                | ReplicaPhase::Replicating
+                | ReplicaPhase::Suspended
+                | ReplicaPhase::Resyncing
+                | ReplicaPhase::FailedOver { .. }
+                | ReplicaPhase::Committed { .. } => None,
+            },
+        }
+    }
+
+    fn primary_due(
+        &self,
+        primary: &Primary,
+        relation: &Relation,
+        facts: &Facts,
+        now: Duration,
+    ) -> Option<Duration> {
+        let retry = || {
+            let wait = retry_of(facts).wait();
+            // A peer that comes back is found sooner than its turn.
+            now + wait.min(probe_interval(relation.settings.replication_interval()))
+        };
+        match primary {
+            Primary::Replicating {
+                cycle: Cycle::Idle, ..
+            } if facts.failures == 0 => {
+                Some(self.next_cycle(relation, facts, now))
+            }
+            Primary::Replicating {
+                cycle: Cycle::Idle | Cycle::Sending { .. },
+                ..
+            }
+            | Primary::Preparing {
+                cycle: Cycle::Idle | Cycle::Sending { .. },
+                ..
+            } if facts.wanted && facts.failures == 0 => Some(now),
+            Primary::Replicating { .. }
+            | Primary::Preparing { .. }
+            | Primary::AskingToGoOn { .. }
+            | Primary::Critical { .. } => Some(if facts.wanted { now } else { retry() }),
+            Primary::Copying(copying) | Primary::Resyncing(copying) => match copying.work {
+                Work::Closing(Cycle::Idle) if facts.failures == 0 => Some(now),
+                Work::Chunks | Work::Closing(_) => {
+                    (facts.failures > 0).then(|| if facts.wanted { now } else { retry() })
+                }
+            },
+            Primary::Prepared { .. } => (facts.failures > 0).then(retry),
+            Primary::Ready { start: Some(start) } => Some(now + self.until(start.at)),
+            Primary::ResyncRequired { at: Some(at), .. } => Some(now + self.until(*at)),
+            Primary::ResyncRequired { at: None, .. } => Some(now + LONGEST_SLEEP / 60),
+            Primary::Ready { start: None }
+            | Primary::Suspended { .. }
+            | Primary::ResyncSuspended(_) => None,
+            // Whether the take-over was given up is asked for now and then.
+            Primary::Fenced { .. } => Some(now + PROBE),
+        }
+    }
+
+    fn next_cycle(&self, relation: &Relation, facts: &Facts, now: Duration) -> Duration {
+        if facts.wanted {
+            return now;
+        }
+        let schedule = schedule_of(relation);
+        match facts.cycle_began {
+            Some(began) => schedule.after_cycle(began, now).at,
+            None => now,
+        }
+    }
+
+    fn until(&self, at: lifeboat_model::Timestamp) -> Duration {
+        let micros = at.as_micros().saturating_sub(self.now().as_micros());
+        Duration::from_micros(micros).min(LONGEST_SLEEP)
+    }
+
+    /// The alarm has rung.
+    pub(crate) fn wake(&self, vm: &VmArc) {
+        let (role, settings) = {
+            let mut core = vm.core();
+            core.facts.wanted = false;
+            let Some(relation) = core.relation() else { return };
+            (relation.record().role.clone(), relation.settings.clone())
+        };
+        match &role {
+            Role::Primary(Primary::ResyncRequired { at: None, .. }) => {
+                let start =
+                    automatic_resynchronization(&settings, self.now(), UtcOffset::UTC);
+                match start {
+                    Some(StartAt::Now) => self.tell(vm, Event::Resynchronize { at: None }),
+                    Some(StartAt::At(at)) => {
+                        self.tell(vm, Event::Resynchronize { at: Some(at) });
+                    }
+                    None => self.set_alarm(vm),
+                }
+            }
+            Role::Primary(Primary::Fenced { .. }) => {
+                self.work_on(
+                    vm,
+                    [crate::vm::Task::Effect(
+                        lifeboat_model::relationship::Effect::OpenSession,
+                    )],
+                );
+                self.set_alarm(vm);
+            }
+            Role::Replica(replica) if matches!(replica.phase, ReplicaPhase::Critical(_)) => {
+                self.apply_soon(vm);
+                self.set_alarm(vm);
+            }
+            Role::Primary(_) | Role::Replica(_) => {
+                if !vm.is_idle() {
+                    // What is under way goes on; what it leaves is looked at when it ends.
+                    self.count_missed(vm);
+                    let again = self.inner.clock.monotonic() + Duration::from_secs(1);
+                    self.inner.scheduler.set(vm.id, Some(again));
+                    return;
+                }
+                self.tell(vm, Event::Due);
+            }
+        }
+    }
+}
+
+/// The cycles of a relationship.
+pub(crate) fn schedule_of(relation: &Relation) -> CycleSchedule {
+    let seed = CycleSchedule::seed(&relation.record().relationship);
+    CycleSchedule::new(relation.settings.replication_interval(), seed)
+}
+
+fn retry_of(facts: &Facts) -> Retry {
+    (0..facts.failures.min(64)).fold(Retry::NONE, |retry, _| retry.after_failure())
+}
+
+fn probe_interval(interval: ReplicationInterval) -> Duration {
+    interval.duration().min(PROBE)
+}

@@ -1,0 +1,283 @@
+//! A VM and its owner: events are decided one after the other, saved, then acted upon.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lifeboat_hypervisor::VmDefinition;
+use lifeboat_model::relationship::{Effect, Event, Refused};
+use lifeboat_model::statistics::Statistics;
+use lifeboat_model::{DiskId, Timestamp, VmId};
+
+use crate::activity::{Meter, Stop};
+use crate::jobs::ActiveJob;
+use crate::relation::Relation;
+use crate::replica::ReplicaStore;
+
+/// One VM of this host: its own, or a replica's, or a test's.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    pub(crate) id: VmId,
+    core: Mutex<Core>,
+    /// Notified whenever the core has changed.
+    changed: Condvar,
+    queue: Mutex<Queue>,
+    pub(crate) meter: Meter,
+    /// The replica's store, open; taken alone by whoever changes it.
+    pub(crate) store: Mutex<Option<ReplicaStore>>,
+    /// What the store held when it was last let go.
+    pub(crate) store_facts: Mutex<StoreFacts>,
+}
+
+/// What the owner knows.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) definition: VmDefinition,
+    pub(crate) place: DisksPlace,
+    pub(crate) desired: lifeboat_catalog::DesiredPower,
+    pub(crate) created_at: Timestamp,
+    pub(crate) relation: Option<Relation>,
+    pub(crate) jobs: Vec<ActiveJob>,
+    /// Whose test this VM is.
+    pub(crate) test_of: Option<VmId>,
+    /// The test of this VM's replica.
+    pub(crate) test: Option<VmId>,
+    pub(crate) facts: Facts,
+    pub(crate) statistics: Option<Statistics>,
+}
+
+/// Where the VM's disks are.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum DisksPlace {
+    /// Raw images of its own, by disk.
+    Images(Vec<(DiskId, PathBuf)>),
+    /// A store's folder: a replica, or the disks after a commit.
+    Store(PathBuf),
+    /// Overlays of a test, in this folder, over a boundary of the replica in the other.
+    Test {
+        folder: PathBuf,
+        store: PathBuf,
+        boundary: u64,
+    },
+}
+
+/// What is known since the daemon runs; lost with it, and found out again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Facts {
+    /// Attempts in a row that failed.
+    pub(crate) failures: u32,
+    /// Why the last one did.
+    pub(crate) trouble: Option<Trouble>,
+    /// When the last cycle began, by the monotonic clock.
+    pub(crate) cycle_began: Option<Duration>,
+    /// What the replica said of itself last.
+    pub(crate) peer_backlog: u64,
+    pub(crate) peer_clock_offset_micros: Option<i64>,
+    pub(crate) peer_refusal: Option<String>,
+    /// Somebody wants a cycle now.
+    pub(crate) wanted: bool,
+}
+
+/// Something that went wrong, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) code: lifeboat_model::contract::ReturnCode,
+    pub(crate) what: String,
+    pub(crate) at: Timestamp,
+}
+
+/// What a store held when it was last looked at, so that nobody waits for it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StoreFacts {
+    pub(crate) status: Option<lifeboat_store::Status>,
+    /// Bytes per second that applying managed last.
+    pub(crate) apply_speed: Option<u64>,
+}
+
+/// What a VM's worker has to do, in order.
+#[derive(Debug, Default)]
+struct Queue {
+    tasks: VecDeque<Task>,
+    running: Option<(Task, Stop)>,
+    has_worker: bool,
+}
+
+/// One thing for the worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Task {
+    Effect(Effect),
+    /// Apply what was received; points, retention.
+    Apply,
+}
+
+/// An event was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("the VM is not replicated")]
+    NoRelation,
+    #[error("save what follows from an event")]
+    Save {
+        #[source]
+        source: lifeboat_catalog::CatalogError,
+    },
+}
+
+impl Vm {
+    pub(crate) fn new(id: VmId, core: Core) -> Self {
+        Self {
+            id,
+            core: Mutex::new(core),
+            changed: Condvar::new(),
+            queue: Mutex::default(),
+            meter: Meter::default(),
+            store: Mutex::new(None),
+            store_facts: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn store(&self) -> MutexGuard<'_, Option<ReplicaStore>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn store_facts(&self) -> StoreFacts {
+        self.store_facts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.core().definition.name().to_owned()
+    }
+
+    pub(crate) fn tell_changed(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits until the core is as wanted, or time is up; answers whether it is.
+    pub(crate) fn wait_until(
+        &self,
+        patience: Duration,
+        mut wanted: impl FnMut(&Core) -> bool,
+    ) -> bool {
+        let core = self.core();
+        let (core, _) = self
+            .changed
+            .wait_timeout_while(core, patience, |core| !wanted(core))
+            .unwrap_or_else(PoisonError::into_inner);
+        wanted(&core)
+    }
+
+    /// Takes tasks in; answers whether a worker has to be started for them.
+    pub(crate) fn enqueue(&self, tasks: impl IntoIterator<Item = Task>) -> bool {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in tasks {
+            if task == Task::Effect(Effect::StopWork) {
+                queue.tasks.retain(|task| !task.may_be_stopped());
+                if let Some((task, stop)) = &queue.running
+                    && task.may_be_stopped()
+                {
+                    stop.now();
+                }
+                continue;
+            }
+            let is_running = queue
+                .running
+                .as_ref()
+                .is_some_and(|(running, stop)| *running == task && !stop.is_asked());
+            // A delta that comes while others are applied may just have missed its turn.
+            let may_repeat = task == Task::Apply;
+            if queue.tasks.contains(&task) || (is_running && !may_repeat) {
+                continue;
+            }
+            queue.tasks.push_back(task);
+        }
+        let wants_worker = !queue.has_worker && !queue.tasks.is_empty();
+        queue.has_worker |= wants_worker;
+        wants_worker
+    }
+
+    /// The next task for the worker; with none the worker ends.
+    pub(crate) fn next_task(&self) -> Option<(Task, Stop)> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.running = None;
+        let Some(task) = queue.tasks.pop_front() else {
+            queue.has_worker = false;
+            return None;
+        };
+        let stop = Stop::default();
+        queue.running = Some((task.clone(), stop.clone()));
+        Some((task, stop))
+    }
+
+    /// Whether nothing is under way or waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        !queue.has_worker
+    }
+
+    /// Stops what can be stopped, and forgets what waits.
+    pub(crate) fn stop_everything(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.tasks.clear();
+        if let Some((_, stop)) = &queue.running {
+            stop.now();
+        }
+    }
+}
+
+impl Task {
+    /// Copies, captures and transfers may be given up half way; what changes a store or tells
+    /// the peer something decided is brought to its end.
+    fn may_be_stopped(&self) -> bool {
+        match self {
+            Self::Apply => false,
+            Self::Effect(effect) => match effect {
+                Effect::OpenSession
+                | Effect::Copy { .. }
+                | Effect::Capture { .. }
+                | Effect::Send { .. } => true,
+                Effect::StartTracking { .. }
+                | Effect::StopTracking
+                | Effect::Forget { .. }
+                | Effect::DropSpool { .. }
+                | Effect::StopWork
+                | Effect::AnnouncePrepared { .. }
+                | Effect::AskToGoOn { .. }
+                | Effect::FailOverStore { .. }
+                | Effect::RevertStore
+                | Effect::CommitStore
+                | Effect::AnnounceTakeOver
+                | Effect::AskAdoption
+                | Effect::Report(_) => false,
+            },
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn relation(&self) -> Option<&Relation> {
+        self.relation.as_ref()
+    }
+
+    /// What follows from an event, not saved yet.
+    pub(crate) fn decide(
+        &self,
+        now: Timestamp,
+        event: Event,
+    ) -> Result<lifeboat_model::relationship::Step, StepError> {
+        let relation = self.relation.as_ref().ok_or(StepError::NoRelation)?;
+        Ok(relation.record().decide(now, event)?)
+    }
+}
+
+/// A shared VM.
+pub(crate) type VmArc = Arc<Vm>;
