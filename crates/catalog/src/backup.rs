@@ -80,13 +80,13 @@ pub enum CheckError {
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     #[error("check the backup")]
-    Check { source: CheckError },
+    Check { source: Box<CheckError> },
 
     #[error("make sure that nobody has the catalog")]
-    Lock { source: OpenError },
+    Lock { source: Box<OpenError> },
 
     #[error("copy the backup beside the catalog")]
-    Copy { source: BackupError },
+    Copy { source: Box<BackupError> },
 
     #[error("{doing} {}; restore again", path.display())]
     Io {
@@ -121,7 +121,7 @@ impl Catalog {
     }
 
     /// Reads the whole file at `path` and says whether it can be used as a catalog. It must
-    /// not be in use; nothing is changed.
+    /// not be in use, and is not changed. SQLite may leave an empty log beside it.
     ///
     /// # Errors
     /// See [`CheckError`].
@@ -191,8 +191,12 @@ impl Catalog {
             }
         };
         let path = &std::path::absolute(path).map_err(io_error("find", path))?;
-        let checked = Self::check(backup).map_err(|source| RestoreError::Check { source })?;
-        let _lock = open::lock(path).map_err(|source| RestoreError::Lock { source })?;
+        let checked = Self::check(backup).map_err(|source| RestoreError::Check {
+            source: Box::new(source),
+        })?;
+        let _lock = open::lock(path).map_err(|source| RestoreError::Lock {
+            source: Box::new(source),
+        })?;
         let fresh = beside(path, ".restoring");
         let source = std::path::absolute(backup).map_err(io_error("find", backup))?;
         connection(&source, OpenFlags::SQLITE_OPEN_READ_ONLY)
@@ -201,7 +205,9 @@ impl Catalog {
                 source: DatabaseError(error),
             })
             .and_then(|source| copy_to(&source, &fresh))
-            .map_err(|source| RestoreError::Copy { source })?;
+            .map_err(|source| RestoreError::Copy {
+                source: Box::new(source),
+            })?;
         // The old log must be gone before the new file is there: SQLite would write what it
         // holds into the new file. The old file keeps its name until it is replaced.
         let kept = beside(path, ".replaced");
@@ -349,7 +355,7 @@ fn unreadable(path: &Path, error: rusqlite::Error) -> CheckError {
             path,
             what: error.to_string(),
         },
-        (Accident::Full | Accident::Io | Accident::Duplicate | Accident::Other, _) => {
+        (Accident::Full | Accident::Io | Accident::Constraint | Accident::Other, _) => {
             CheckError::Database {
                 path,
                 source: DatabaseError(error),

@@ -221,3 +221,6 @@ impl Change<'_> {
         u64::try_from(self.reader.connection.last_insert_rowid()).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,8 @@ pub(crate) enum Accident {
     Full,
     Io,
     Damage,
-    Duplicate,
+    /// A condition of the schema: unique, or refers to what is not there.
+    Constraint,
     Other,
 }
 
@@ -160,7 +161,7 @@ impl Accident {
             Some(ErrorCode::DiskFull) => Self::Full,
             Some(ErrorCode::SystemIoFailure) => Self::Io,
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damage,
-            Some(ErrorCode::ConstraintViolation) => Self::Duplicate,
+            Some(ErrorCode::ConstraintViolation) => Self::Constraint,
             Some(_) => Self::Other,
             None if undecodable => Self::Damage,
             None => Self::Other,
@@ -182,7 +183,7 @@ impl<T> Doing<T> for rusqlite::Result<T> {
                 Accident::Full => CatalogError::DiskFull { doing, source },
                 Accident::Io => CatalogError::Io { doing, source },
                 Accident::Damage => CatalogError::Damaged { doing, source },
-                Accident::Duplicate | Accident::Other => CatalogError::Database { doing, source },
+                Accident::Constraint | Accident::Other => CatalogError::Database { doing, source },
             }
         })
     }
@@ -195,7 +196,7 @@ pub(crate) fn unless_duplicate<T>(
     refused: impl FnOnce() -> Refused,
 ) -> Result<T, CatalogError> {
     match result {
-        Err(error) if Accident::of(&error) == Accident::Duplicate => Err(refused().into()),
+        Err(error) if Accident::of(&error) == Accident::Constraint => Err(refused().into()),
         result => result.doing(doing),
     }
 }

@@ -62,7 +62,7 @@ pub enum OpenError {
         path: PathBuf,
         from: u32,
         to: u32,
-        source: BackupError,
+        source: Box<BackupError>,
     },
 
     #[error("bring the schema of {} from {from} to {to}; it is unchanged, see the cause and open it again", path.display())]
@@ -344,7 +344,7 @@ fn copy(
             path: path.to_owned(),
             from,
             to,
-            source,
+            source: Box::new(source),
         }
     })
 }
@@ -379,7 +379,7 @@ fn database_error(doing: &'static str, path: &Path) -> impl FnOnce(rusqlite::Err
             path,
             what: error.to_string(),
         },
-        Accident::Full | Accident::Io | Accident::Duplicate | Accident::Other => {
+        Accident::Full | Accident::Io | Accident::Constraint | Accident::Other => {
             OpenError::Database {
                 doing,
                 path,
@@ -388,3 +388,6 @@ fn database_error(doing: &'static str, path: &Path) -> impl FnOnce(rusqlite::Err
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@
 
 use rusqlite::{Connection, TransactionBehavior};
 
+use crate::error::Accident;
+
 /// Marks a SQLite file as a catalog: `LBCT`.
 pub(crate) const APPLICATION_ID: u32 = u32::from_be_bytes(*b"LBCT");
 
@@ -64,8 +66,12 @@ pub(crate) fn migrate(
 
 /// The first thing that SQLite finds wrong with the file's structure, or nothing.
 pub(crate) fn damage(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    // Damage of some kinds ends the search with an error; it is damage all the same.
     let found: String =
-        connection.pragma_query_value(None, "integrity_check(1)", |row| row.get(0))?;
+        match connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)) {
+            Err(error) if Accident::of(&error) == Accident::Damage => error.to_string(),
+            found => found?,
+        };
     if found != "ok" {
         return Ok(Some(found));
     }

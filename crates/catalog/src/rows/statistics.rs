@@ -80,7 +80,7 @@ impl Change<'_> {
         let values = params![relationship.as_bytes(), micros(now), document];
         match self.execute(sql, values) {
             // The only condition that can fail is that the relationship is there.
-            Err(error) if Accident::of(&error) == Accident::Duplicate => {
+            Err(error) if Accident::of(&error) == Accident::Constraint => {
                 Err(Refused::NoRelationship { relationship }.into())
             }
             saved => saved.doing("save the running statistics").map(drop),
