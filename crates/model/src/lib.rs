@@ -3,14 +3,12 @@
 //! Nothing here does I/O, reads a clock or knows a wire format. A value of one
 //! of these types has already been checked: whoever holds a [`DiskId`] may use it
 //! as a file name, whoever holds a [`DiskSize`] may multiply without overflow.
-
 pub mod contract;
 mod disk;
 mod hex;
 mod id;
 mod lineage;
 mod moment;
-
 pub use disk::{
     BLOCK_SIZE, DiskId, DiskSize, InvalidDiskId, InvalidDiskSize, MAX_DISK_SIZE, MAX_DISKS,
     SECTOR_SIZE,
