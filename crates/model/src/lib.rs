@@ -3,16 +3,23 @@
 //! Nothing here does I/O, reads a clock or knows a wire format. A value of one
 //! of these types has already been checked: whoever holds a [`DiskId`] may use it
 //! as a file name, whoever holds a [`DiskSize`] may multiply without overflow.
+mod calendar;
 pub mod contract;
+mod day;
 mod disk;
 mod hex;
+mod host;
 mod id;
+mod invalid;
 mod lineage;
 mod moment;
+pub use day::{DayWindow, InvalidDayWindow, InvalidTimeOfDay, TimeOfDay, UtcOffset};
 pub use disk::{
     BLOCK_SIZE, DiskId, DiskSize, InvalidDiskId, InvalidDiskSize, MAX_DISK_SIZE, MAX_DISKS,
     SECTOR_SIZE,
 };
+pub use host::{ConnectionPoint, HostName, InvalidHostName};
 pub use id::{DeltaId, InvalidId, LineageId, RelationshipId, Sequence, VmId};
+pub use invalid::{InvalidField, InvalidFields};
 pub use lineage::{Lineage, Receipt};
 pub use moment::{Consistency, Timestamp};
