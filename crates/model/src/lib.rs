@@ -13,6 +13,7 @@ mod id;
 mod invalid;
 mod lineage;
 mod moment;
+pub mod retention;
 pub use day::{DayWindow, InvalidDayWindow, InvalidTimeOfDay, TimeOfDay, UtcOffset};
 pub use disk::{
     BLOCK_SIZE, DiskId, DiskSize, InvalidDiskId, InvalidDiskSize, MAX_DISK_SIZE, MAX_DISKS,
