@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or knows a wire format. A value of one
 //! of these types has already been checked: whoever holds a [`DiskId`] may use it
 //! as a file name, whoever holds a [`DiskSize`] may multiply without overflow.
+mod bandwidth;
 mod calendar;
 pub mod contract;
 mod day;
@@ -14,6 +15,12 @@ mod invalid;
 mod lineage;
 mod moment;
 pub mod retention;
+pub mod settings;
+
+pub use bandwidth::{
+    BandwidthLimit, MAX_BANDWIDTH, MAX_BANDWIDTH_WINDOWS, MIN_BANDWIDTH, Rate,
+    UncheckedBandwidthLimit, UncheckedBandwidthWindow, rate_of_both,
+};
 pub use day::{DayWindow, InvalidDayWindow, InvalidTimeOfDay, TimeOfDay, UtcOffset};
 pub use disk::{
     BLOCK_SIZE, DiskId, DiskSize, InvalidDiskId, InvalidDiskSize, MAX_DISK_SIZE, MAX_DISKS,
