@@ -15,6 +15,7 @@ mod invalid;
 mod lineage;
 mod moment;
 pub mod retention;
+pub mod service_settings;
 pub mod settings;
 
 pub use bandwidth::{
