@@ -3,6 +3,8 @@
 //! Nothing here does I/O, reads a clock or knows a wire format. A value of one
 //! of these types has already been checked: whoever holds a [`DiskId`] may use it
 //! as a file name, whoever holds a [`DiskSize`] may multiply without overflow.
+
+pub mod authorization;
 mod bandwidth;
 mod calendar;
 pub mod contract;
