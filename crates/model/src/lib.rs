@@ -17,6 +17,7 @@ mod invalid;
 mod lineage;
 mod moment;
 pub mod retention;
+pub mod schedule;
 pub mod service_settings;
 pub mod settings;
 
