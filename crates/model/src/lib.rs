@@ -20,6 +20,7 @@ pub mod retention;
 pub mod schedule;
 pub mod service_settings;
 pub mod settings;
+pub mod statistics;
 
 pub use bandwidth::{
     BandwidthLimit, MAX_BANDWIDTH, MAX_BANDWIDTH_WINDOWS, MIN_BANDWIDTH, Rate,
