@@ -10,6 +10,7 @@ mod calendar;
 pub mod contract;
 mod day;
 mod disk;
+pub mod health;
 mod hex;
 mod host;
 mod id;
