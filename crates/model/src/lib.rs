@@ -8,6 +8,7 @@ pub mod authorization;
 mod bandwidth;
 mod calendar;
 pub mod contract;
+pub mod datetime;
 mod day;
 mod disk;
 pub mod health;
