@@ -15,9 +15,7 @@ pub enum Distrust {
         "its certificate expired on {not_after}; issue a new one for that host, and check the clock here"
     )]
     Expired { not_after: Timestamp },
-    #[error(
-        "its certificate is not valid before {not_before}; check the clocks of both hosts"
-    )]
+    #[error("its certificate is not valid before {not_before}; check the clocks of both hosts")]
     NotYetValid { not_before: Timestamp },
     #[error(
         "no authority that is trusted here has signed its certificate; let that host join this authority, or trust its authority here"
@@ -33,9 +31,7 @@ pub enum Distrust {
     },
     #[error("its certificate was revoked; issue a new one if that host may be believed again")]
     Revoked,
-    #[error(
-        "its certificate is not a host's; operators' certificates do not serve between hosts"
-    )]
+    #[error("its certificate is not a host's; operators' certificates do not serve between hosts")]
     WrongPurpose,
     #[error("it has presented no certificate; only hosts with one are let in")]
     NoCertificate,
@@ -86,7 +82,11 @@ impl Distrust {
                 presented,
             } => Self::WrongName {
                 expected: expected.to_str().into_owned(),
-                presented: presented.iter().take(8).map(|name| tidy_name(name)).collect(),
+                presented: presented
+                    .iter()
+                    .take(8)
+                    .map(|name| tidy_name(name))
+                    .collect(),
             },
             CertificateError::InvalidPurpose
             | CertificateError::InvalidPurposeContext { .. }
@@ -107,9 +107,7 @@ fn tidy_name(shown: &str) -> String {
 pub enum PeerDistrust {
     #[error("this host's certificate expired on {not_after}; issue a new one for this host")]
     Expired { not_after: Timestamp },
-    #[error(
-        "this host's certificate is not valid before {not_before}; set the clock of this host"
-    )]
+    #[error("this host's certificate is not valid before {not_before}; set the clock of this host")]
     NotYetValid { not_before: Timestamp },
     #[error(
         "by the peer's clock this host's certificate is not valid, though it is from {not_before} to {not_after}; check the clock of the peer"
@@ -124,9 +122,7 @@ pub enum PeerDistrust {
     UnknownAuthority,
     #[error("this host's certificate was revoked; let the authority issue a new one")]
     Revoked,
-    #[error(
-        "this host's certificate is not a host's in the peer's eyes; issue one for this host"
-    )]
+    #[error("this host's certificate is not a host's in the peer's eyes; issue one for this host")]
     WrongPurpose,
     #[error("the peer has received no certificate of this host; install one")]
     NoCertificate,

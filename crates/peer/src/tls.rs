@@ -21,9 +21,7 @@ use rustls::{
 use tokio::sync::watch;
 
 use crate::distrust::Distrust;
-use crate::pki::{
-    Anonymous, CertificateInfo, Identity, Pki, PkiError, TlsMaterial, peer_name_of,
-};
+use crate::pki::{Anonymous, CertificateInfo, Identity, Pki, PkiError, TlsMaterial, peer_name_of};
 use crate::port::PeerName;
 
 /// The protocol's name within TLS.

@@ -64,8 +64,8 @@ impl Pki {
             format: FORMAT.to_owned(),
             files: saved,
         };
-        let text = serde_json::to_vec_pretty(&backup)
-            .map_err(|error| damaged(into, error.to_string()))?;
+        let text =
+            serde_json::to_vec_pretty(&backup).map_err(|error| damaged(into, error.to_string()))?;
         files::replace(into, &text, Readers::Owner)
     }
 
@@ -86,9 +86,8 @@ impl Pki {
                 path: folder.to_owned(),
             });
         }
-        let content = files::read(from)?.ok_or_else(|| {
-            PkiError::file("read", from, std::io::ErrorKind::NotFound.into())
-        })?;
+        let content = files::read(from)?
+            .ok_or_else(|| PkiError::file("read", from, std::io::ErrorKind::NotFound.into()))?;
         let checked = checked(from, &content)?;
         let mut name = folder.file_name().unwrap_or_default().to_owned();
         name.push(".restoring");
@@ -110,8 +109,7 @@ impl Pki {
             files::replace(&temporary.join(path), &content, readers)?;
         }
         // An empty folder gives way to the rename.
-        fs::rename(&temporary, folder)
-            .map_err(|error| PkiError::file("replace", folder, error))?;
+        fs::rename(&temporary, folder).map_err(|error| PkiError::file("replace", folder, error))?;
         files::sync_folder_of(folder)?;
         Self::open(folder)
     }
@@ -127,13 +125,19 @@ fn checked(from: &Path, content: &[u8]) -> Result<Vec<(PathBuf, Vec<u8>)>, PkiEr
     let mut files = Vec::new();
     for saved in backup.files {
         if !is_ours(&saved.path) {
-            return Err(damaged(from, format!("{:?} does not belong in it", saved.path)));
+            return Err(damaged(
+                from,
+                format!("{:?} does not belong in it", saved.path),
+            ));
         }
         let content = STANDARD
             .decode(&saved.content)
             .map_err(|error| damaged(from, format!("{}: {error}", saved.path)))?;
         if blake3::hash(&content).to_string() != saved.digest {
-            return Err(damaged(from, format!("{} does not have its digest", saved.path)));
+            return Err(damaged(
+                from,
+                format!("{} does not have its digest", saved.path),
+            ));
         }
         files.push((PathBuf::from(saved.path), content));
     }

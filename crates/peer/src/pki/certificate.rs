@@ -110,11 +110,7 @@ impl FromStr for Fingerprint {
     type Err = InvalidFingerprint;
 
     fn from_str(text: &str) -> Result<Self, InvalidFingerprint> {
-        let digits: Vec<u8> = text
-            .bytes()
-            .filter(|byte| *byte != b':')
-            .take(65)
-            .collect();
+        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').take(65).collect();
         if digits.len() != 64 {
             return Err(InvalidFingerprint);
         }
@@ -151,7 +147,10 @@ impl From<Fingerprint> for String {
 pub enum Identity {
     Authority,
     Host(PeerName),
-    Operator { name: String, role: Role },
+    Operator {
+        name: String,
+        role: Role,
+    },
     /// Neither: a certificate of another purpose, or with names that no host has.
     Other,
 }
@@ -184,9 +183,7 @@ impl CertificateInfo {
     /// How long it is valid yet; zero when it is no more.
     #[must_use]
     pub fn remaining(&self, now: Timestamp) -> std::time::Duration {
-        std::time::Duration::from_micros(
-            self.not_after.as_micros().saturating_sub(now.as_micros()),
-        )
+        std::time::Duration::from_micros(self.not_after.as_micros().saturating_sub(now.as_micros()))
     }
 
     fn of(certificate: &X509Certificate<'_>, der: &[u8]) -> Self {
@@ -261,10 +258,14 @@ fn identity(certificate: &X509Certificate<'_>) -> Identity {
 /// The first name of the certificate is the host; further ones are only other ways to it.
 fn first_host_name(certificate: &X509Certificate<'_>) -> Option<String> {
     let names = certificate.subject_alternative_name().ok()??;
-    let first = names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) => Some(*name),
-        _ => None,
-    })?;
+    let first = names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            GeneralName::DNSName(name) => Some(*name),
+            _ => None,
+        })?;
     checked_host_name(first).ok()
 }
 
@@ -340,7 +341,11 @@ mod tests {
         assert_eq!(colons.parse(), Ok(print));
         assert_eq!(print.to_string().parse(), Ok(print));
         for text in ["", "00", &"0".repeat(63), &"0".repeat(66), &"g".repeat(64)] {
-            assert_eq!(text.parse::<Fingerprint>(), Err(InvalidFingerprint), "{text:?}");
+            assert_eq!(
+                text.parse::<Fingerprint>(),
+                Err(InvalidFingerprint),
+                "{text:?}"
+            );
         }
     }
 
@@ -350,14 +355,25 @@ mod tests {
             let unit = role.organizational_unit();
             assert_eq!(Role::from_organizational_unit(&unit), Some(role));
         }
-        for unit in ["administrator", "lifeboat-role:", "lifeboat-role:Administrator", "root"] {
+        for unit in [
+            "administrator",
+            "lifeboat-role:",
+            "lifeboat-role:Administrator",
+            "root",
+        ] {
             assert_eq!(Role::from_organizational_unit(unit), None, "{unit}");
         }
     }
 
     #[test]
     fn bytes_that_are_no_certificate_are_refused() {
-        for bytes in [&b""[..], b"\x30", b"garbage", &[0x30; 4000], &vec![0; MAX_CERTIFICATE + 1]] {
+        for bytes in [
+            &b""[..],
+            b"\x30",
+            b"garbage",
+            &[0x30; 4000],
+            &vec![0; MAX_CERTIFICATE + 1],
+        ] {
             assert!(CertificateInfo::read(bytes).is_err());
         }
     }

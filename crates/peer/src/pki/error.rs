@@ -84,9 +84,7 @@ pub enum PkiError {
     )]
     OwnAuthority { fingerprint: Fingerprint },
 
-    #[error(
-        "no certificate with the serial number {serial} was issued here; list the issued ones"
-    )]
+    #[error("no certificate with the serial number {serial} was issued here; list the issued ones")]
     UnknownSerial { serial: String },
 
     #[error("the revocation list has number {offered}, older than {present} which is known here")]

@@ -250,11 +250,7 @@ impl Pki {
     ///
     /// # Errors
     /// When it is no authority's certificate.
-    pub fn trust(
-        &self,
-        authority: &str,
-        purpose: TrustedFor,
-    ) -> Result<CertificateInfo, PkiError> {
+    pub fn trust(&self, authority: &str, purpose: TrustedFor) -> Result<CertificateInfo, PkiError> {
         let _lock = Lock::take(&self.folder)?;
         let found = certificates(authority.as_bytes(), "the authority's certificate")?;
         let [der] = found.as_slice() else {
@@ -535,7 +531,9 @@ pub(super) fn certificates(
     for der in CertificateDer::pem_slice_iter(text) {
         let der = der.map_err(|error| unusable(format!("it is no PEM: {error}")))?;
         if found.len() == MAX_CHAIN {
-            return Err(unusable(format!("it has more than {MAX_CHAIN} certificates")));
+            return Err(unusable(format!(
+                "it has more than {MAX_CHAIN} certificates"
+            )));
         }
         certificate::parsed(&der)?;
         found.push(der);

@@ -79,7 +79,10 @@ pub(super) fn authority(
     if !certificate::is_operator_name(name) {
         return Err(PkiError::Unusable {
             what: "the authority's name",
-            why: format!("{:?} is not 1 to 64 printable characters", certificate::clean(name)),
+            why: format!(
+                "{:?} is not 1 to 64 printable characters",
+                certificate::clean(name)
+            ),
         });
     }
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(PkiError::Make)?;
@@ -88,10 +91,14 @@ pub(super) fn authority(
     params.distinguished_name.push(DnType::CommonName, name);
     // Two authorities with one name must not be taken for each other: the issuer's name is
     // how a certificate finds its authority and its revocation list.
-    let number: String = certificate::hex(&serial.to_bytes()).chars().take(16).collect();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationalUnitName, format!("lifeboat-authority:{number}"));
+    let number: String = certificate::hex(&serial.to_bytes())
+        .chars()
+        .take(16)
+        .collect();
+    params.distinguished_name.push(
+        DnType::OrganizationalUnitName,
+        format!("lifeboat-authority:{number}"),
+    );
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.serial_number = Some(serial);
@@ -162,7 +169,7 @@ pub(super) fn signed_host(
     }
 }
 
-pub(super) fn issuer<'a>(authority: &'a Authority) -> Result<Issuer<'static, &'a KeyPair>, PkiError> {
+pub(super) fn issuer(authority: &Authority) -> Result<Issuer<'static, &KeyPair>, PkiError> {
     Issuer::from_ca_cert_der(&authority.der, &authority.key).map_err(PkiError::Make)
 }
 
@@ -188,8 +195,7 @@ fn valid(now: Timestamp, days: u32, end: Timestamp) -> CertificateParams {
     let last = (now + DAY * days).min(since_epoch(end));
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.not_before =
-        rcgen::date_time_ymd(1970, 1, 1) + now.saturating_sub(CLOCK_DIFFERENCE);
+    params.not_before = rcgen::date_time_ymd(1970, 1, 1) + now.saturating_sub(CLOCK_DIFFERENCE);
     params.not_after = rcgen::date_time_ymd(1970, 1, 1) + last;
     params
 }

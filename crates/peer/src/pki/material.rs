@@ -91,11 +91,10 @@ impl TlsMaterial {
             Admitted::Hosts => &self.hosts,
             Admitted::Operators => &self.operators,
         };
-        let builder =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
-                .with_crls(self.revocations.iter().cloned())
-                // An authority of another organization may have published no list.
-                .allow_unknown_revocation_status();
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
+            .with_crls(self.revocations.iter().cloned())
+            // An authority of another organization may have published no list.
+            .allow_unknown_revocation_status();
         let builder = match anonymous {
             Anonymous::Refused => builder,
             Anonymous::Allowed => builder.allow_unauthenticated(),

@@ -92,7 +92,9 @@ pub(crate) fn checked_host_name(name: &str) -> Result<String, InvalidHostName> {
     // A name of digits and dots only would be taken for an address.
     let is_name = stripped.len() <= 253
         && stripped.split('.').all(label)
-        && stripped.bytes().any(|c| c.is_ascii_alphabetic() || c == b'-');
+        && stripped
+            .bytes()
+            .any(|c| c.is_ascii_alphabetic() || c == b'-');
     if is_name {
         Ok(stripped.to_ascii_lowercase())
     } else {
@@ -125,7 +127,9 @@ pub(super) fn read(
         why,
     };
     if text.len() > MAX_CERTIFICATE {
-        return Err(unusable(format!("it is longer than {MAX_CERTIFICATE} bytes")));
+        return Err(unusable(format!(
+            "it is longer than {MAX_CERTIFICATE} bytes"
+        )));
     }
     let request = CertificateSigningRequestParams::from_pem(text)
         .map_err(|error| unusable(error.to_string()))?;
@@ -167,8 +171,25 @@ mod tests {
         let long = format!("{}.example", "a".repeat(64));
         let longer = ["a"; 128].join(".");
         for name in [
-            "", ".", "..", "*", "*.example.org", "a b", "a/b", "-a", "a-", "a..b", "ä.example",
-            "10.0.0.1", "127.1", "a\n", "a_b", "a:1", "::1", &long, &longer,
+            "",
+            ".",
+            "..",
+            "*",
+            "*.example.org",
+            "a b",
+            "a/b",
+            "-a",
+            "a-",
+            "a..b",
+            "ä.example",
+            "10.0.0.1",
+            "127.1",
+            "a\n",
+            "a_b",
+            "a:1",
+            "::1",
+            &long,
+            &longer,
         ] {
             assert!(HostNames::new(name).is_err(), "{name:?}");
         }
@@ -176,7 +197,10 @@ mod tests {
 
     #[test]
     fn a_host_name_is_kept_in_lower_case_without_its_last_dot() {
-        assert_eq!(HostNames::new("A1.Example.ORG.").unwrap().name(), "a1.example.org");
+        assert_eq!(
+            HostNames::new("A1.Example.ORG.").unwrap().name(),
+            "a1.example.org"
+        );
         assert_eq!(HostNames::new("replica-1").unwrap().name(), "replica-1");
     }
 }

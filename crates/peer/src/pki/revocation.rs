@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use lifeboat_model::Timestamp;
 use rcgen::{
-    CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams,
-    SerialNumber,
+    CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
 };
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
@@ -82,7 +81,7 @@ impl Pki {
         cause: RevocationCause,
         now: Timestamp,
     ) -> Result<(), PkiError> {
-        let _lock = Lock::take(&self.folder().to_owned())?;
+        let _lock = Lock::take(self.folder())?;
         let authority = self.required_authority()?;
         let serial = serial.to_ascii_lowercase();
         if !self.issued()?.iter().any(|issued| issued.serial == serial) {
@@ -132,7 +131,7 @@ impl Pki {
     /// # Errors
     /// When no trusted authority has signed it, or it is older than the one that is here.
     pub fn import_revocations(&self, list: &str) -> Result<Fingerprint, PkiError> {
-        let _lock = Lock::take(&self.folder().to_owned())?;
+        let _lock = Lock::take(self.folder())?;
         self.accept_revocations(list)
     }
 
@@ -177,8 +176,12 @@ impl Pki {
         let last = match self.revocation_list(&authority.info.fingerprint)? {
             None => 0,
             Some(der) => {
-                let digits = parsed(&der)?.crl_number().map(|number| number.to_u64_digits());
-                digits.and_then(|digits| digits.first().copied()).unwrap_or(0)
+                let digits = parsed(&der)?
+                    .crl_number()
+                    .map(|number| number.to_u64_digits());
+                digits
+                    .and_then(|digits| digits.first().copied())
+                    .unwrap_or(0)
             }
         };
         let mut entries = Vec::with_capacity(revoked.len());
