@@ -238,6 +238,8 @@ pub(crate) fn marked_ranges(map: &BlockMap, size: DiskSize) -> Vec<Range<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use lifeboat_sys::disk::RealDisk;
 
     use super::*;
@@ -315,13 +317,14 @@ mod tests {
         let path = folder.path().join("map");
         create(&path, Initially::Unmarked);
         let good = std::fs::read(&path).unwrap();
-        for bit in 0..8 * HEADER {
-            let mut bad = good.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            std::fs::write(&path, bad).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let spare = (FACTS + 8..HEADER).map(|byte| 8 * byte + byte % 8);
+        for bit in (0..8 * (FACTS + 8)).chain(spare) {
+            let (at, old) = ((bit / 8) as u64, good[bit / 8]);
+            file.write_all_at(&[old ^ 1 << (bit % 8)], at).unwrap();
             assert!(open(&path).is_err(), "bit {bit}");
+            file.write_all_at(&[old], at).unwrap();
         }
-        std::fs::write(&path, &good).unwrap();
         open(&path).unwrap();
     }
 

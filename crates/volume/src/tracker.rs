@@ -299,7 +299,12 @@ impl Tracker {
     /// # Errors
     /// When the doubt cannot be noted; tracking is unknown nevertheless.
     pub fn check(&mut self, disks: &[TrackedDisk]) -> Result<(), TrackerError> {
-        if self.note.moments.is_empty() || self.is_writing() {
+        if self.is_writing() {
+            return Ok(());
+        }
+        if self.note.moments.is_empty() {
+            // Nothing is to be doubted, and tracking may begin with the images as they are now.
+            self.note.disks = noted(disks);
             return Ok(());
         }
         match self.doubt(&self.note, disks) {
