@@ -9,6 +9,7 @@
 //! tracking that misses a change.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -60,6 +61,9 @@ pub enum Tracking {
     Unknown { why: String },
 }
 
+/// Ascending ranges of bytes, by disk.
+pub type DiskRanges = Vec<(DiskId, Vec<Range<u64>>)>;
+
 /// Where one disk can be read.
 #[derive(Debug, Clone)]
 pub struct DiskSource {
@@ -89,16 +93,17 @@ pub trait DiskMover {
     ///
     /// # Errors
     /// The guest goes on with what its disks stood on.
-    fn copy(&mut self, changed: Option<&[(DiskId, std::ops::Range<u64>)]>) -> std::io::Result<()>;
+    fn copy(&mut self, changed: Option<&[(DiskId, Range<u64>)]>) -> std::io::Result<()>;
 
     /// Copies the rest while the guest waits, makes it durable, and answers what each disk
-    /// stands on from now on.
+    /// stands on from now on: one backing for each disk, of the same size, which the driver can
+    /// open at once and nobody else holds.
     ///
     /// # Errors
     /// The guest goes on with what its disks stood on.
     fn finish(
         &mut self,
-        changed: &[(DiskId, std::ops::Range<u64>)],
+        changed: &[(DiskId, Range<u64>)],
     ) -> std::io::Result<Vec<(DiskId, Backing)>>;
 }
 
@@ -147,7 +152,8 @@ pub trait Hypervisor: Send + Sync + Debug {
     fn tracking(&self, vm: VmId) -> Result<Tracking, HypervisorError>;
 
     /// Marks every change from now on, in a map that begins with `moment`; whatever was
-    /// tracked before is dropped. Durable on return.
+    /// tracked before is dropped. Durable on return. If `moment` is tracked already, only what
+    /// came before it is dropped.
     ///
     /// # Errors
     /// When the map cannot be made; what was tracked before stays then.
@@ -164,10 +170,12 @@ pub trait Hypervisor: Send + Sync + Debug {
     fn present_disks(&self, vm: VmId) -> Result<Vec<DiskSource>, HypervisorError>;
 
     /// Freezes all disks at one instant, running or off; a map that begins with `moment` is
-    /// durable before. The bitmaps of the view mark every change since the oldest moment.
+    /// durable before, if changes are tracked or were missed. The bitmaps of the view mark every
+    /// change since the oldest moment. Not idempotent: a moment names one instant.
     ///
     /// # Errors
-    /// When a view exists already, or it cannot be made; changes are marked on as before.
+    /// When a view exists already, the disks are being moved, the moment does not lie after all
+    /// that are tracked, or the view cannot be made; no change is forgotten then.
     fn freeze(
         &self,
         vm: VmId,
@@ -175,7 +183,12 @@ pub trait Hypervisor: Send + Sync + Debug {
         consistency: Consistency,
     ) -> Result<Box<dyn FrozenView>, HypervisorError>;
 
-    /// `moment` is safe at the replica: maps that begin before it are dropped. Durable on return.
+    /// `moment` is safe at the replica: maps that begin before it are dropped, except for what
+    /// may hold changes after it. What was [`Tracking::Unknown`] is known again from a moment
+    /// that was frozen since. Durable on return.
+    ///
+    /// # Errors
+    /// When it lies after the newest moment tracked; nothing is dropped then.
     fn received(&self, vm: VmId, moment: Sequence) -> Result<(), HypervisorError>;
 
     /// Bytes changed since the newest moment tracked, in whole blocks; 0 when nothing is tracked.
@@ -183,16 +196,16 @@ pub trait Hypervisor: Send + Sync + Debug {
 
     /// What all maps together mark of each disk, in ascending ranges of bytes; `None` when that
     /// is unknown.
-    fn changed_ranges(
-        &self,
-        vm: VmId,
-    ) -> Result<Option<Vec<(DiskId, Vec<std::ops::Range<u64>>)>>, HypervisorError>;
+    fn changed_ranges(&self, vm: VmId) -> Result<Option<DiskRanges>, HypervisorError>;
 
     /// Lets the disks stand on something else. The guest of a running VM goes on; it waits only
-    /// for the last changes. What is tracked stays valid.
+    /// for the last changes. What is tracked stays valid. A crash after
+    /// [`DiskMover::finish`] leaves tracking unknown when the VM is defined with its new disks.
     ///
     /// # Errors
-    /// The disks stand on what they stood on.
+    /// When a view exists or the disks are being moved already, or a step fails: the disks stand
+    /// on what they stood on. When the move could not be noted: they stand on the new ones, and
+    /// tracking is unknown.
     fn move_disks(&self, vm: VmId, mover: &mut dyn DiskMover) -> Result<(), HypervisorError>;
 
     /// A picture of the VM's screen as PNG, at most `width` wide.

@@ -33,6 +33,12 @@ impl BootId {
             .map(|text| Self(text.trim().to_owned()))
     }
 
+    /// The boot with this id, as it was once noted.
+    #[must_use]
+    pub fn noted(id: &str) -> Self {
+        Self(id.to_owned())
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

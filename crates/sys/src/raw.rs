@@ -1,10 +1,12 @@
 //! The system calls no safe wrapper offers: open-file-description locks,
-//! `FICLONERANGE`, `sync_file_range`.
+//! `FICLONERANGE`, `sync_file_range`, shared mappings.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 /// Shares `len` bytes of `source` at `source_offset` with `target` at `offset`.
 pub(crate) fn clone_range(
@@ -75,6 +77,64 @@ fn lock_request(byte: i64, lock: ByteLock) -> libc::flock {
     request.l_start = byte;
     request.l_len = 1;
     request
+}
+
+/// The beginning of a file, mapped shared and writable until dropped.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is only used as atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `count` words, which must not be 0 and lie inside the file.
+    pub(crate) fn new(file: &File, count: usize) -> io::Result<Self> {
+        let bytes = count
+            .checked_mul(size_of::<AtomicU64>())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: the kernel chooses the place, so nothing that is mapped is replaced.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, count })
+    }
+
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `count` words from `start`, which is aligned to a page, are mapped readable and
+        // writable as long as `self` lives. Whoever else changes the file changes atomics.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let bytes = self.count * size_of::<AtomicU64>();
+        // SAFETY: the range is exactly what was mapped.
+        check(unsafe { libc::msync(self.start.as_ptr().cast(), bytes, libc::MS_SYNC) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let bytes = self.count * size_of::<AtomicU64>();
+        // SAFETY: the range is exactly what was mapped, and nobody borrows from it any more.
+        // It cannot fail for such a range.
+        let _ = unsafe { libc::munmap(self.start.as_ptr().cast(), bytes) };
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use lifeboat_model::{DiskId, InvalidDiskSize};
+use lifeboat_model::{DiskId, DiskSize, InvalidDiskSize};
 use lifeboat_nbd::ExportSetError;
 
 /// A volume could not be opened or closed.
@@ -29,6 +29,11 @@ pub enum VolumeError {
         path: PathBuf,
         source: InvalidDiskSize,
     },
+    #[error("take the size of disk {disk}")]
+    DeviceSize {
+        disk: DiskId,
+        source: InvalidDiskSize,
+    },
     #[error("offer or withdraw disk {disk}")]
     Export {
         disk: DiskId,
@@ -43,6 +48,8 @@ pub enum VolumeError {
 pub enum FreezeError {
     #[error("freeze the volume: it has a frozen view already, release that first")]
     AlreadyFrozen,
+    #[error("freeze the volume: its disks are being moved, wait until that has ended")]
+    Moving,
     #[error("make a scratch file in {folder} for the old blocks of disk {disk}")]
     Scratch {
         disk: DiskId,
@@ -62,6 +69,27 @@ pub enum FreezeError {
 pub struct ReleaseError {
     pub disk: DiskId,
     pub source: ExportSetError,
+}
+
+/// Disks could not be moved. They stand on what they stood on.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    #[error("move the disks: they have a frozen view, release that first")]
+    Frozen,
+    #[error("move the disks: they are being moved already")]
+    Moving,
+    #[error("copy the disks, pass {pass}")]
+    Copy { pass: u32, source: io::Error },
+    #[error("copy the last changes while the guest waits")]
+    Finish { source: io::Error },
+    #[error("move the disks: what they shall stand on is not given once for each of them")]
+    WrongDisks,
+    #[error("move disk {disk} of {size} bytes to something of {moved} bytes: sizes must be equal")]
+    Size {
+        disk: DiskId,
+        size: DiskSize,
+        moved: u64,
+    },
 }
 
 /// Why a frozen view cannot be read any more.

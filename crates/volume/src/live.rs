@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use lifeboat_nbd::{Access, ContextName, Export, Extent, Granularity, Holes};
+use lifeboat_sys::disk::GuestDisk;
 
+use crate::extents::allocation;
 use crate::map::blocks_of;
-use crate::view_disk::{ExtentList, data_or_hole};
 use crate::volume::{Disk, Shared, read_gate};
 
 /// A long discard or zeroing is done in steps, so that a freeze, and every write that
@@ -34,31 +35,34 @@ impl LiveExport {
         &self,
         offset: u64,
         length: u64,
-        act: impl FnOnce(&Disk) -> io::Result<()>,
+        act: impl FnOnce(&dyn GuestDisk) -> io::Result<()>,
     ) -> io::Result<()> {
         let blocks = blocks_of(offset, length);
         if blocks.is_empty() {
             return Ok(());
         }
         let era = read_gate(&self.shared.gate);
-        era.maps[self.index].mark(blocks.clone());
+        era.marks.mark(self.index, blocks.clone());
+        if let Some(trail) = &era.trail {
+            trail[self.index].mark(blocks.clone());
+        }
         if let Some(view) = &era.view {
             view.disks[self.index].preserve(&view.control, blocks);
         }
-        act(self.disk())
+        act(self.disk().device().as_ref())
     }
 
     fn change_in_steps(
         &self,
         offset: u64,
         length: u64,
-        act: impl Fn(&Disk, u64, u64) -> io::Result<()>,
+        act: impl Fn(&dyn GuestDisk, u64, u64) -> io::Result<()>,
     ) -> io::Result<()> {
         let end = offset + length;
         let mut at = offset;
         while at < end {
             let stop = end.min((at / EFFECT_STEP + 1) * EFFECT_STEP);
-            self.change(at, stop - at, |disk| act(disk, at, stop - at))?;
+            self.change(at, stop - at, |device| act(device, at, stop - at))?;
             at = stop;
         }
         Ok(())
@@ -83,33 +87,31 @@ impl Export for LiveExport {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.disk().file.read_at(into, offset)
+        self.disk().device().read_at(into, offset)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.change(offset, data.len() as u64, |disk| {
-            disk.file.write_at(data, offset)
+        self.change(offset, data.len() as u64, |device| {
+            device.write_at(data, offset)
         })
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, holes: Holes) -> io::Result<()> {
-        self.change_in_steps(offset, length, |disk, at, length| {
-            disk.file.punch(at, length)?;
+        self.change_in_steps(offset, length, |device, at, length| {
+            device.zero(at, length)?;
             match holes {
                 Holes::Allowed => Ok(()),
-                Holes::Forbidden => disk.file.allocate(at, length),
+                Holes::Forbidden => device.allocate(at, length),
             }
         })
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.change_in_steps(offset, length, |disk, at, length| {
-            disk.file.punch(at, length)
-        })
+        self.change_in_steps(offset, length, |device, at, length| device.zero(at, length))
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.disk().file.sync()
+        self.shared.flush(self.index)
     }
 
     fn extents(
@@ -119,14 +121,8 @@ impl Export for LiveExport {
         length: u64,
         limit: usize,
     ) -> io::Result<Vec<Extent>> {
-        let end = offset + length;
-        let mut extents = ExtentList::new(offset, limit);
-        while extents.end() < end {
-            let (flags, stop) = data_or_hole(self.disk().file.as_ref(), extents.end(), end)?;
-            if !extents.push(stop, flags) {
-                break;
-            }
-        }
-        Ok(extents.list)
+        let device = self.disk().device();
+        let next_data = |at| device.next_data(at);
+        allocation(next_data, offset..offset + length, limit)
     }
 }

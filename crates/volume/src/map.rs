@@ -63,7 +63,7 @@ impl BlockMap {
         }
     }
 
-    fn mark_word(&self, word: u64, bits: u64) {
+    pub(crate) fn mark_word(&self, word: u64, bits: u64) {
         let (page, index) = place(word);
         let page =
             self.pages[page].get_or_init(|| Box::new([const { AtomicU64::new(0) }; PAGE_WORDS]));
@@ -147,7 +147,7 @@ impl std::fmt::Debug for BlockMap {
 }
 
 /// The bits of blocks `start` to `end`, which lie in one word and are not empty.
-fn mask(start: u64, end: u64) -> u64 {
+pub(crate) fn mask(start: u64, end: u64) -> u64 {
     let ones = u64::MAX >> (WORD_BITS - (end - start));
     ones << (start % WORD_BITS)
 }

@@ -1,13 +1,14 @@
 //! A frozen view of all disks, from its freeze to its release.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lifeboat_model::{BLOCK_SIZE, DiskId};
 use lifeboat_nbd::{Access, ContextName, Export, Extent, Granularity, Holes};
 
 use crate::error::{BreakReason, FreezeError, ReleaseError};
+use crate::map::BlockMap;
 use crate::view_disk::{Control, ViewDisk};
 use crate::volume::{BITMAP, Shared};
 
@@ -49,7 +50,34 @@ pub struct FrozenView {
 pub(crate) struct View {
     pub(crate) disks: Vec<ViewDisk>,
     pub(crate) control: Control,
-    pub(crate) changes: Changes,
+    /// What is known of changes before the view; told between its instant and its offer.
+    changes: OnceLock<(Changes, Vec<BlockMap>)>,
+}
+
+impl View {
+    pub(crate) fn new(disks: Vec<ViewDisk>, scratch_limit: u64) -> Self {
+        Self {
+            disks,
+            control: Control::new(scratch_limit),
+            changes: OnceLock::new(),
+        }
+    }
+
+    /// What has changed before the view, by disk, and whether that is everything.
+    pub(crate) fn tell(&self, changes: Changes, dirty: Vec<BlockMap>) {
+        let told = self.changes.set((changes, dirty));
+        assert!(told.is_ok(), "BUG: a view was told of changes twice");
+    }
+
+    fn changes(&self) -> Changes {
+        let told = self.changes.get();
+        told.map_or(Changes::Unknown, |(changes, _)| *changes)
+    }
+
+    /// By disk; empty when nothing is marked.
+    pub(crate) fn dirty(&self) -> &[BlockMap] {
+        self.changes.get().map_or(&[], |(_, dirty)| dirty)
+    }
 }
 
 impl FrozenView {
@@ -66,8 +94,9 @@ impl FrozenView {
             let export = Arc::new(FrozenExport::new(Arc::clone(&self.view), index));
             let added = self
                 .shared
+                .views
                 .exports
-                .add(&Self::export_name(&disk.id), export);
+                .add(&self.offered_as(&disk.id), export);
             added.map_err(|source| FreezeError::Export {
                 disk: disk.id.clone(),
                 source,
@@ -77,21 +106,25 @@ impl FrozenView {
         Ok(())
     }
 
-    /// The export of `disk` as long as the view is there.
+    /// The export of `disk` as long as the view is there, after the prefix of the plan.
     #[must_use]
     pub fn export_name(disk: &DiskId) -> String {
         format!("{disk}@frozen")
     }
 
+    fn offered_as(&self, disk: &DiskId) -> String {
+        format!("{}{}", self.shared.views.prefix, Self::export_name(disk))
+    }
+
     #[must_use]
     pub fn changes(&self) -> Changes {
-        self.view.changes
+        self.view.changes()
     }
 
     /// What the bitmaps mark, in whole blocks; has no meaning for [`Changes::Unknown`].
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
-        let blocks: u64 = self.view.disks.iter().map(|disk| disk.dirty.marked()).sum();
+        let blocks: u64 = self.view.dirty().iter().map(BlockMap::marked).sum();
         blocks * BLOCK_SIZE
     }
 
@@ -123,8 +156,9 @@ impl FrozenView {
         for disk in &self.view.disks[..offered] {
             let removed = self
                 .shared
+                .views
                 .exports
-                .remove(&Self::export_name(&disk.id), grace);
+                .remove(&self.offered_as(&disk.id), grace);
             if let (Err(source), true) = (removed, first.is_ok()) {
                 first = Err(ReleaseError {
                     disk: disk.id.clone(),
@@ -186,7 +220,7 @@ impl Export for FrozenExport {
     }
 
     fn contexts(&self) -> Vec<ContextName> {
-        match self.view.changes {
+        match self.view.changes() {
             Changes::Unknown => vec![ContextName::allocation()],
             Changes::Tracked => vec![ContextName::allocation(), self.bitmap.clone()],
         }
@@ -223,7 +257,7 @@ impl Export for FrozenExport {
         let (disk, control) = (self.disk(), &self.view.control);
         let range = offset..offset + length;
         if *context == self.bitmap {
-            disk.changes(control, range, limit)
+            disk.changes(control, &self.view.dirty()[self.index], range, limit)
         } else {
             disk.allocation(control, range, limit)
         }

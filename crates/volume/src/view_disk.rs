@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lifeboat_model::{BLOCK_SIZE, DiskId, DiskSize};
-use lifeboat_nbd::{Extent, HOLE, ZERO};
-use lifeboat_sys::disk::DiskFile;
+use lifeboat_nbd::{Extent, ZERO};
+use lifeboat_sys::disk::{DiskFile, GuestDisk};
 
 use crate::error::BreakReason;
+use crate::extents::{ExtentList, data_or_hole};
 use crate::map::{BlockMap, blocks_of};
 
 /// Old blocks are read and kept in parts of this many blocks, 64 KiB.
@@ -96,9 +97,7 @@ impl Control {
 pub(crate) struct ViewDisk {
     pub(crate) id: DiskId,
     pub(crate) size: DiskSize,
-    /// What has changed between the view before and this one.
-    pub(crate) dirty: BlockMap,
-    live: Arc<dyn DiskFile>,
+    live: Arc<dyn GuestDisk>,
     scratch: Arc<dyn DiskFile>,
     saved: BlockMap,
     locks: [Mutex<()>; LOCKS],
@@ -108,13 +107,12 @@ impl ViewDisk {
     pub(crate) fn new(
         id: DiskId,
         size: DiskSize,
-        live: Arc<dyn DiskFile>,
+        live: Arc<dyn GuestDisk>,
         scratch: Arc<dyn DiskFile>,
     ) -> Self {
         Self {
             id,
             size,
-            dirty: BlockMap::new(size),
             live,
             scratch,
             saved: BlockMap::new(size),
@@ -237,15 +235,16 @@ impl ViewDisk {
         while at < blocks.end {
             let (saved, end) = self.saved.run(at..blocks.end);
             if saved {
-                self.read_part(&self.scratch, at..end, &whole, into)?;
+                self.read_saved(at..end, &whole, into)?;
             } else {
-                self.read_part(&self.live, at..end, &whole, into)?;
+                let (start, part) = part_of(at..end, &whole);
+                self.live.read_at(&mut into[part], start)?;
                 // Pairs with the fence of the writers.
                 fence(Ordering::SeqCst);
                 let mut again = at;
                 while let Some(start) = self.saved.first_marked(again..end) {
                     let (_, stop) = self.saved.run(start..end);
-                    self.read_part(&self.scratch, start..stop, &whole, into)?;
+                    self.read_saved(start..stop, &whole, into)?;
                     again = stop;
                 }
             }
@@ -255,18 +254,15 @@ impl ViewDisk {
         control.check()
     }
 
-    /// Reads the bytes that `blocks` and `whole` have in common to their place in `into`.
-    fn read_part(
+    /// Reads from the scratch file what `blocks` and `whole` have in common.
+    fn read_saved(
         &self,
-        from: &Arc<dyn DiskFile>,
         blocks: Range<u64>,
         whole: &Range<u64>,
         into: &mut [u8],
     ) -> io::Result<()> {
-        let start = whole.start.max(blocks.start * BLOCK_SIZE);
-        let end = whole.end.min(blocks.end * BLOCK_SIZE);
-        let part = (start - whole.start) as usize..(end - whole.start) as usize;
-        from.read_at(&mut into[part], start)
+        let (start, part) = part_of(blocks, whole);
+        self.scratch.read_at(&mut into[part], start)
     }
 
     /// What is allocated, from `range.start` on, in at most `limit` extents. Zeroes are
@@ -284,8 +280,12 @@ impl ViewDisk {
             let first = at / BLOCK_SIZE;
             let (saved, end) = self.saved.run(first..range.end.div_ceil(BLOCK_SIZE));
             let end = range.end.min(end * BLOCK_SIZE);
-            let source = if saved { &self.scratch } else { &self.live };
-            let (flags, mut stop) = data_or_hole(source.as_ref(), at, end)?;
+            let data = if saved {
+                self.scratch.next_data(at)?
+            } else {
+                self.live.next_data(at)?
+            };
+            let (flags, mut stop) = data_or_hole(data, at, end);
             if !saved && flags & ZERO != 0 {
                 fence(Ordering::SeqCst);
                 // Whatever was saved meanwhile was perhaps a hole only after that.
@@ -303,10 +303,11 @@ impl ViewDisk {
         Ok(extents.list)
     }
 
-    /// What has changed, from `range.start` on, in at most `limit` extents.
+    /// What `dirty` marks, from `range.start` on, in at most `limit` extents.
     pub(crate) fn changes(
         &self,
         control: &Control,
+        dirty: &BlockMap,
         range: Range<u64>,
         limit: usize,
     ) -> io::Result<Vec<Extent>> {
@@ -314,8 +315,8 @@ impl ViewDisk {
         let mut extents = ExtentList::new(range.start, limit);
         while extents.end() < range.end {
             let first = extents.end() / BLOCK_SIZE;
-            let (dirty, end) = self.dirty.run(first..range.end.div_ceil(BLOCK_SIZE));
-            let flags = if dirty { lifeboat_nbd::DIRTY } else { 0 };
+            let (marked, end) = dirty.run(first..range.end.div_ceil(BLOCK_SIZE));
+            let flags = if marked { lifeboat_nbd::DIRTY } else { 0 };
             if !extents.push(range.end.min(end * BLOCK_SIZE), flags) {
                 break;
             }
@@ -329,51 +330,11 @@ impl ViewDisk {
     }
 }
 
-/// What is at `at` in a file, and up to where, at most `end`, it is the same.
-pub(crate) fn data_or_hole(file: &dyn DiskFile, at: u64, end: u64) -> io::Result<(u64, u64)> {
-    Ok(match file.next_data(at)? {
-        Some(data) if data.start <= at => (0, data.end.clamp(at + 1, end)),
-        Some(data) => (HOLE | ZERO, data.start.min(end)),
-        None => (HOLE | ZERO, end),
-    })
-}
-
-/// Extents that follow one another, with equal neighbors joined.
-#[derive(Debug)]
-pub(crate) struct ExtentList {
-    start: u64,
-    limit: usize,
-    pub(crate) list: Vec<Extent>,
-}
-
-impl ExtentList {
-    pub(crate) fn new(start: u64, limit: usize) -> Self {
-        Self {
-            start,
-            limit,
-            list: Vec::new(),
-        }
-    }
-
-    pub(crate) fn end(&self) -> u64 {
-        self.list.last().map_or(self.start, Extent::end)
-    }
-
-    /// Adds what lies between the end and `stop`; false if there is no room for it.
-    pub(crate) fn push(&mut self, stop: u64, flags: u64) -> bool {
-        let offset = self.end();
-        if let Some(last) = self.list.last_mut().filter(|last| last.flags == flags) {
-            last.length = stop - last.offset;
-            return true;
-        }
-        if self.list.len() >= self.limit {
-            return false;
-        }
-        self.list.push(Extent {
-            offset,
-            length: stop - offset,
-            flags,
-        });
-        true
-    }
+/// What `blocks` and the bytes `whole` have in common: where it begins on the disk, and its place
+/// in a buffer for `whole`.
+fn part_of(blocks: Range<u64>, whole: &Range<u64>) -> (u64, Range<usize>) {
+    let start = whole.start.max(blocks.start * BLOCK_SIZE);
+    let end = whole.end.min(blocks.end * BLOCK_SIZE);
+    let part = (start - whole.start) as usize..(end - whole.start) as usize;
+    (start, part)
 }
