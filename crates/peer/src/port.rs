@@ -71,8 +71,7 @@ pub trait Host: Send + Sync + Debug {
         body: &mut dyn Read,
     ) -> Result<Receipt, Refusal>;
 
-    fn planned_failover(&self, caller: &PeerName, message: PlannedFailover)
-    -> Result<(), Refusal>;
+    fn planned_failover(&self, caller: &PeerName, message: PlannedFailover) -> Result<(), Refusal>;
 
     fn guest_status(
         &self,

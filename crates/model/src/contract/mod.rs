@@ -11,6 +11,4 @@ mod state;
 
 pub use number::UnknownNumber;
 pub use operation::{InitialReplicationType, RequestedState, ReturnCode};
-pub use state::{
-    FailoverType, PointKind, ReplicationHealth, ReplicationMode, ReplicationState,
-};
+pub use state::{FailoverType, PointKind, ReplicationHealth, ReplicationMode, ReplicationState};
