@@ -5,6 +5,7 @@
 //! wrote, never by asking code under test, and compares what a store says with what it knows.
 
 mod compare;
+mod copy;
 mod folder;
 mod operation;
 mod qemu;
@@ -13,6 +14,7 @@ mod shadow;
 mod volume;
 
 pub use compare::{compare_point, compare_points, read_failover_disk, read_file};
+pub use copy::{copy_piece, copy_rest, decode_piece};
 pub use folder::copy_folder;
 pub use operation::{Depth, Facts, Operation, Prepared};
 pub use qemu::{check_image, compare_image, qemu_io, run_tool};

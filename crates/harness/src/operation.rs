@@ -6,12 +6,15 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use lifeboat_model::{LineageId, Sequence, Timestamp};
-use lifeboat_store::{FailoverTarget, Role, Store, StoreError};
+use lifeboat_model::{BLOCK_SIZE, LineageId, Sequence, Timestamp};
+use lifeboat_store::{
+    CopyKind, CopyStatus, FailoverTarget, Heads, NewCopy, Role, Store, StoreError,
+};
 use lifeboat_sys::disk::DiskPort;
 
 use crate::{
-    Activity, Random, ShadowVm, compare_point, compare_points, read_failover_disk, read_file,
+    Activity, Random, ShadowVm, compare_point, compare_points, copy_piece, copy_rest,
+    read_failover_disk, read_file,
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1);
@@ -44,6 +47,10 @@ pub enum Operation {
     CommitNewest,
     CommitOlder,
     Resize,
+    BeginCopy,
+    Piece,
+    CloseCopy,
+    FailoverCopying,
 }
 
 /// What is true of a store before and after an operation.
@@ -52,6 +59,8 @@ pub struct Facts {
     pub tip: Sequence,
     pub points: BTreeSet<Sequence>,
     pub role: Role,
+    /// The copy of whole disks that is under way.
+    pub copy: Option<CopyStatus>,
 }
 
 /// How much of what follows a fault is tried.
@@ -76,7 +85,7 @@ pub struct Prepared {
 }
 
 impl Operation {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Receive,
         Self::Apply,
         Self::Boundary,
@@ -89,6 +98,10 @@ impl Operation {
         Self::CommitNewest,
         Self::CommitOlder,
         Self::Resize,
+        Self::BeginCopy,
+        Self::Piece,
+        Self::CloseCopy,
+        Self::FailoverCopying,
     ];
 
     #[must_use]
@@ -106,6 +119,10 @@ impl Operation {
             Self::CommitNewest => "commit-newest",
             Self::CommitOlder => "commit-older",
             Self::Resize => "resize",
+            Self::BeginCopy => "begin-copy",
+            Self::Piece => "piece",
+            Self::CloseCopy => "close-copy",
+            Self::FailoverCopying => "failover-copying",
         }
     }
 
@@ -150,6 +167,28 @@ impl Operation {
                 }
                 prepared.receive(&mut store);
             }
+            Self::BeginCopy => {
+                // Something waits, and the number is drawn.
+                prepared.receive(&mut store);
+                prepared.shadow.begin_copy();
+            }
+            Self::Piece => {
+                let copy = prepared.begin_copy(&mut store);
+                let range = piece_range(&store);
+                prepared.stream = prepared.shadow.capture_piece(copy, 0, range);
+            }
+            Self::CloseCopy => {
+                prepared.begin_copy(&mut store);
+                copy_rest(&mut store, &mut prepared.shadow, &mut random).expect("copy");
+                prepared.shadow.work(UNALIGNED);
+                let closing = prepared.shadow.capture_closing();
+                store.receive(&closing[..]).expect("receive");
+            }
+            Self::FailoverCopying => {
+                let copy = prepared.begin_copy(&mut store);
+                let range = piece_range(&store);
+                copy_piece(&mut store, &mut prepared.shadow, copy, 0, range).expect("copy");
+            }
             Self::Merge => store.seal().expect("seal"),
             Self::Revert => {
                 prepared.receive(&mut store);
@@ -176,12 +215,26 @@ impl Operation {
         };
         match self {
             Self::Receive => store.receive(stream).map(|_| ()),
-            Self::Apply | Self::Resize => apply_all(store),
+            Self::Apply | Self::Resize | Self::CloseCopy => apply_all(store),
+            Self::BeginCopy => {
+                let new = NewCopy {
+                    sequence: store.tip().next().expect("BUG: a test ran out of numbers"),
+                    kind: CopyKind::Resync,
+                };
+                store.begin_copy(new, NOW).map(|_| ())
+            }
+            Self::Piece => {
+                let range = piece_range(store);
+                let chunk = crate::decode_piece(store, stream, 0, range);
+                store.write_chunk(&chunk.expect("BUG: a valid piece"))
+            }
             Self::Boundary => store.make_point(NOW).map(|_| ()),
             Self::Seal => store.seal(),
             Self::Merge => store.remove_point(store.points()[1].sequence),
             Self::Drop => store.remove_point(store.points()[0].sequence),
-            Self::FailoverNewest => fail_over(store, FailoverTarget::Newest),
+            Self::FailoverNewest | Self::FailoverCopying => {
+                fail_over(store, FailoverTarget::Newest)
+            }
             Self::FailoverOlder => {
                 let point = store.points()[1].sequence;
                 fail_over(store, FailoverTarget::Point(point))
@@ -213,6 +266,7 @@ impl Facts {
             tip: store.tip(),
             points: store.points().iter().map(|point| point.sequence).collect(),
             role: store.role(),
+            copy: store.copy_status(),
         }
     }
 
@@ -223,6 +277,7 @@ impl Facts {
         let found: BTreeSet<_> = self.points.iter().collect();
         let right = (self.tip == before.tip || self.tip == after.tip)
             && (self.role == before.role || self.role == after.role)
+            && (self.copy == before.copy || self.copy == after.copy)
             && kept.is_subset(&found)
             && found.is_subset(&known);
         if right {
@@ -245,6 +300,17 @@ impl Prepared {
     fn receive(&mut self, store: &mut Store) {
         let stream = self.delta();
         store.receive(&stream[..]).expect("receive");
+    }
+
+    /// A copy of whole disks has begun, and the guest goes on.
+    fn begin_copy(&mut self, store: &mut Store) -> Sequence {
+        let new = NewCopy {
+            sequence: self.shadow.begin_copy(),
+            kind: CopyKind::Resync,
+        };
+        store.begin_copy(new, NOW).expect("begin a copy");
+        self.shadow.work(ALIGNED);
+        new.sequence
     }
 
     fn fail_over(&mut self, store: &mut Store, target: FailoverTarget, random: &mut Random) {
@@ -345,6 +411,10 @@ impl Prepared {
             }
         }
         apply_all(&mut store).map_err(said("apply"))?;
+        if let Heads::Mixed(last) = store.heads() {
+            let last = last.ok_or("the last moment before the copy is lost")?;
+            return self.check_mixed(disk, root, store, (last, depth));
+        }
         let newest = store.make_point(NOW).map_err(said("make a point"))?;
         compare_point(&store, newest, &self.shadow)?;
         compare_points(&store, &self.shadow)?;
@@ -366,12 +436,54 @@ impl Prepared {
         drop(store);
         let store = open(disk, root)?;
         compare_points(&store, &shadow)?;
-        let verified = store.verify(&mut |_| {}).map_err(said("verify"))?;
-        if verified.findings.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("verify: {:?}", verified.findings))
+        refuse_findings(&store)
+    }
+
+    /// The last moment before a copy can be started from, and a new copy can be made.
+    fn check_mixed(
+        &self,
+        disk: &Arc<dyn DiskPort>,
+        root: &Path,
+        mut store: Store,
+        (last, depth): (Sequence, Depth),
+    ) -> Result<(), String> {
+        let said = |what: &'static str| move |error: StoreError| in_full(what, &error);
+        refuse_findings(&store)?;
+        let started = store
+            .start_failover(FailoverTarget::Applied, LINEAGE, NOW, &mut |_| {})
+            .map_err(said("fail over while disks are copied"))?;
+        if started.sequence != last {
+            return Err(format!("it starts from {}, not {last}", started.sequence));
         }
+        for (name, expected) in self.shadow.names().iter().zip(self.shadow.at(last)) {
+            let bytes = read_failover_disk(&store, name)?;
+            refuse_difference(&bytes, expected)
+                .map_err(|error| format!("failed-over {name}: {error}"))?;
+        }
+        store.revert_failover().map_err(said("revert"))?;
+        compare_points(&store, &self.shadow)?;
+        if depth == Depth::Promises {
+            return Ok(());
+        }
+        let mut shadow = self.shadow.clone();
+        let new = NewCopy {
+            sequence: shadow.begin_copy(),
+            kind: CopyKind::Resync,
+        };
+        store
+            .begin_copy(new, NOW)
+            .map_err(said("begin a new copy"))?;
+        copy_rest(&mut store, &mut shadow, &mut Random::new(last.number()))?;
+        let closing = shadow.capture_closing();
+        store.receive(&closing[..]).map_err(said("receive"))?;
+        apply_all(&mut store).map_err(said("apply"))?;
+        let newest = store.make_point(NOW).map_err(said("make a point"))?;
+        store.seal().map_err(said("seal"))?;
+        compare_point(&store, newest, &shadow)?;
+        drop(store);
+        let store = open(disk, root)?;
+        compare_points(&store, &shadow)?;
+        refuse_findings(&store)
     }
 
     fn check_failed_over(
@@ -418,6 +530,23 @@ impl Prepared {
                 .map_err(|error| format!("committed {name}: {error}"))?;
         }
         Ok(())
+    }
+}
+
+/// The piece that is copied: the first half of the first disk, in whole blocks.
+fn piece_range(store: &Store) -> std::ops::Range<u64> {
+    let size = store.disks()[0].1.bytes();
+    0..(size / 2).next_multiple_of(BLOCK_SIZE).min(size)
+}
+
+fn refuse_findings(store: &Store) -> Result<(), String> {
+    let verified = store
+        .verify(&mut |_| {})
+        .map_err(|error| in_full("verify", &error))?;
+    if verified.findings.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("verify: {:?}", verified.findings))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A VM as the test that writes it knows it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use lifeboat_model::{
     Consistency, DeltaId, DiskId, DiskSize, LineageId, RelationshipId, Sequence, Timestamp, VmId,
@@ -182,22 +183,54 @@ impl ShadowVm {
         self.capture_as(Kind::Initial, None)
     }
 
-    fn capture_as(&mut self, kind: Kind, base: Option<(Sequence, DeltaId)>) -> Vec<u8> {
-        let sequence = self.next;
-        self.next = sequence.next().expect("BUG: a test ran out of numbers");
+    /// Draws the name of a copy of whole disks. What the guest writes from now on is in the
+    /// delta that closes the copy.
+    pub fn begin_copy(&mut self) -> Sequence {
+        let sequence = self.draw();
+        self.dirty.iter_mut().for_each(BTreeSet::clear);
+        sequence
+    }
+
+    /// A piece of a copy: what the disk holds in this range of bytes now.
+    pub fn capture_piece(&mut self, copy: Sequence, disk: usize, range: Range<u64>) -> Vec<u8> {
         let header = Header {
             relationship: self.relationship,
             lineage: self.lineage,
-            base: base.map(|(sequence, id)| Base { sequence, id }),
-            sequence,
-            kind,
+            base: None,
+            sequence: copy,
+            kind: Kind::Resync,
         };
+        let mut encoder = self.encoder(&header);
+        let sectors = (range.start / SECTOR, range.end / SECTOR);
+        encode_ranges(
+            &mut encoder,
+            disk,
+            &self.disks[disk],
+            &[sectors],
+            &mut self.random,
+        );
+        encoder.finish().expect("BUG: a complete stream").1
+    }
+
+    /// Captures everything that was written since the copy began, to close it.
+    pub fn capture_closing(&mut self) -> Vec<u8> {
+        self.capture_as(Kind::Resync, None)
+    }
+
+    fn draw(&mut self) -> Sequence {
+        let sequence = self.next;
+        self.next = sequence.next().expect("BUG: a test ran out of numbers");
+        sequence
+    }
+
+    /// Begins a stream, compressed and laid out one way or the other.
+    fn encoder(&mut self, header: &Header) -> Encoder<Vec<u8>> {
         let disks = self.names.iter().zip(&self.disks).map(|(id, bytes)| Disk {
             id: id.clone(),
             size: size_of(bytes),
         });
         let captured_at =
-            Timestamp::from_micros(1_700_000_000_000_000 + sequence.number() * 1_000_000);
+            Timestamp::from_micros(1_700_000_000_000_000 + header.sequence.number() * 1_000_000);
         let manifest = Manifest::new(captured_at, Consistency::Crash, disks.collect())
             .expect("BUG: a valid manifest");
         let compression = if self.random.one_in(2) {
@@ -210,16 +243,23 @@ impl ShadowVm {
         } else {
             Layout::Compact
         };
-        let mut encoder = Encoder::new(
-            Vec::new(),
-            &header,
-            &manifest,
-            Options {
-                compression,
-                layout,
-            },
-        )
-        .expect("BUG: a valid header");
+        let options = Options {
+            compression,
+            layout,
+        };
+        Encoder::new(Vec::new(), header, &manifest, options).expect("BUG: a valid header")
+    }
+
+    fn capture_as(&mut self, kind: Kind, base: Option<(Sequence, DeltaId)>) -> Vec<u8> {
+        let sequence = self.draw();
+        let header = Header {
+            relationship: self.relationship,
+            lineage: self.lineage,
+            base: base.map(|(sequence, id)| Base { sequence, id }),
+            sequence,
+            kind,
+        };
+        let mut encoder = self.encoder(&header);
         if self.random.one_in(3) {
             self.definition = format!("cpus = {}", self.random.below(64)).into_bytes();
             encoder
@@ -232,23 +272,7 @@ impl ShadowVm {
                 Kind::Initial => vec![(0, sectors)],
                 Kind::Delta | Kind::Resync => runs(&self.dirty[at]),
             };
-            for (start, end) in ranges {
-                for (from, to) in pieces(bytes, start, end) {
-                    let part = &bytes[(from * SECTOR) as usize..(to * SECTOR) as usize];
-                    // A zeroed range may travel as zeroes or as data; both are right.
-                    if is_zero(part) && (part.len() > MAX_DATA_LEN || !self.random.one_in(4)) {
-                        encoder
-                            .zero(at, from * SECTOR, part.len() as u64)
-                            .expect("BUG: a valid frame");
-                    } else {
-                        let mut offset = from * SECTOR;
-                        for chunk in part.chunks(MAX_DATA_LEN) {
-                            encoder.data(at, offset, chunk).expect("BUG: a valid frame");
-                            offset += chunk.len() as u64;
-                        }
-                    }
-                }
-            }
+            encode_ranges(&mut encoder, at, bytes, &ranges, &mut self.random);
             self.dirty[at].clear();
         }
         let (footer, stream) = encoder.finish().expect("BUG: a complete stream");
@@ -256,6 +280,35 @@ impl ShadowVm {
         self.moments.insert(sequence, self.disks.clone());
         self.definitions.insert(sequence, self.definition.clone());
         stream
+    }
+}
+
+/// Writes what a disk holds in these ranges of sectors.
+fn encode_ranges(
+    encoder: &mut Encoder<Vec<u8>>,
+    disk: usize,
+    bytes: &[u8],
+    ranges: &[(u64, u64)],
+    random: &mut Random,
+) {
+    for &(start, end) in ranges {
+        for (from, to) in pieces(bytes, start, end) {
+            let part = &bytes[(from * SECTOR) as usize..(to * SECTOR) as usize];
+            // A zeroed range may travel as zeroes or as data; both are right.
+            if is_zero(part) && (part.len() > MAX_DATA_LEN || !random.one_in(4)) {
+                encoder
+                    .zero(disk, from * SECTOR, part.len() as u64)
+                    .expect("BUG: a valid frame");
+            } else {
+                let mut offset = from * SECTOR;
+                for chunk in part.chunks(MAX_DATA_LEN) {
+                    encoder
+                        .data(disk, offset, chunk)
+                        .expect("BUG: a valid frame");
+                    offset += chunk.len() as u64;
+                }
+            }
+        }
     }
 }
 

@@ -376,6 +376,17 @@ fn of_refused(refused: &Refused) -> Exit {
         | Refused::TooManySegments { .. }
         | Refused::FailedOver
         | Refused::NotFailedOver { .. }
+        | Refused::OldCopy { .. }
+        | Refused::NotEmptyForCopy { .. }
+        | Refused::NotCopying
+        | Refused::OtherCopy { .. }
+        | Refused::CopyClosing
+        | Refused::BadPiece { .. }
+        | Refused::ScatteredCopy
+        | Refused::Mixed { .. }
+        | Refused::Copying { .. }
+        | Refused::CopyIncomplete { .. }
+        | Refused::CopyNeeded
         | Refused::Committing
         | Refused::Committed => Exit::Refused,
     }
@@ -409,6 +420,17 @@ fn refused_hint(refused: &Refused) -> Option<&'static str> {
         | Refused::TooOld { .. }
         | Refused::NotInitial
         | Refused::NoPoint { .. }
+        | Refused::OldCopy { .. }
+        | Refused::NotEmptyForCopy { .. }
+        | Refused::NotCopying
+        | Refused::OtherCopy { .. }
+        | Refused::CopyClosing
+        | Refused::BadPiece { .. }
+        | Refused::ScatteredCopy
+        | Refused::Mixed { .. }
+        | Refused::Copying { .. }
+        | Refused::CopyIncomplete { .. }
+        | Refused::CopyNeeded
         | Refused::PointInUse { .. }
         | Refused::Committing => None,
     }
@@ -478,6 +500,29 @@ mod tests {
             },
             Refused::NothingApplied { purpose: "show" },
             Refused::TooManySegments { limit: 32 },
+            Refused::OldCopy {
+                sequence,
+                newest: sequence,
+            },
+            Refused::NotEmptyForCopy { applied: sequence },
+            Refused::NotCopying,
+            Refused::OtherCopy {
+                theirs: sequence,
+                ours: sequence,
+            },
+            Refused::CopyClosing,
+            Refused::BadPiece {
+                disk: "sda".parse().unwrap(),
+                end: 1,
+                size: 512,
+            },
+            Refused::ScatteredCopy,
+            Refused::Mixed {
+                purpose: "make a recovery point of",
+            },
+            Refused::Copying { sequence },
+            Refused::CopyIncomplete { sequence },
+            Refused::CopyNeeded,
             Refused::FailedOver,
             Refused::NotFailedOver { purpose: "show" },
             Refused::Committing,

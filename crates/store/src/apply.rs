@@ -51,39 +51,50 @@ impl Store {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<AppliedDelta>, StoreError> {
         self.refuse_unless_replica()?;
-        self.change(|store| {
-            while let Some(delta) = store.spool.first().cloned() {
-                match store.apply(&delta, progress) {
-                    Ok(changed_bytes) => {
-                        return Ok(Some(AppliedDelta {
-                            sequence: delta.moment.sequence,
-                            delta: delta.moment.id,
-                            captured_at: delta.moment.captured_at,
-                            changed_bytes,
-                        }));
-                    }
-                    Err(StoreError::Damaged { path, damage }) => {
-                        if !store.set_apart(&damage) {
-                            return Err(StoreError::Damaged { path, damage });
-                        }
-                    }
-                    Err(error) => return Err(error),
+        self.change(|store| store.apply_oldest(progress))
+    }
+
+    /// As [`apply_next`](Self::apply_next), within a change of the store.
+    pub(crate) fn apply_oldest(
+        &mut self,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Option<AppliedDelta>, StoreError> {
+        while let Some(delta) = self.spool.first().cloned() {
+            match self.apply(&delta, progress) {
+                Ok(changed_bytes) => {
+                    return Ok(Some(AppliedDelta {
+                        sequence: delta.moment.sequence,
+                        delta: delta.moment.id,
+                        captured_at: delta.moment.captured_at,
+                        changed_bytes,
+                    }));
                 }
+                Err(StoreError::Damaged { path, damage }) => {
+                    if !self.set_apart(&damage) {
+                        return Err(StoreError::Damaged { path, damage });
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            match (store.broken_spool.first(), store.state.applying) {
-                (None, None) => Ok(None),
-                (Some(broken), _) => Err(broken.error()),
-                (None, Some(applying)) => Err(store.missing(applying.sequence)),
-            }
-        })
+        }
+        match (self.broken_spool.first(), self.state.applying) {
+            (None, None) => Ok(None),
+            (Some(broken), _) => Err(broken.error()),
+            (None, Some(applying)) => Err(self.missing(applying.sequence)),
+        }
     }
 
     /// Sets the oldest delta apart, which is damaged, with what builds on it, if a later one
     /// can do without; answers whether.
     fn set_apart(&mut self, damage: &Damage) -> bool {
         let applied = self.state.applied_sequence();
-        let can_do_without =
-            |delta: &SpooledDelta| delta.base.is_none_or(|base| base.sequence <= applied);
+        // Heads that hold no single moment are nothing to build on.
+        let is_mixed = self.state.mixed.is_some();
+        let can_do_without = |delta: &SpooledDelta| {
+            delta
+                .base
+                .is_none_or(|base| !is_mixed && base.sequence <= applied)
+        };
         let later = self.spool.iter().skip(1).position(can_do_without);
         let Some(later) = later else {
             return false;
@@ -247,18 +258,27 @@ impl Store {
 
     /// Records that the preimages of slices up to this one are durable, and shows them to readers.
     fn journal_preimages(&mut self, moment: Moment, slice: u64) -> Result<(), StoreError> {
-        let writers = self.images.iter().map(|image| image.writer.as_ref());
-        let lengths: Option<Vec<Lengths>> = writers.map(|writer| Some(writer?.lengths())).collect();
         self.save(&Record::Preimages {
             sequence: moment.sequence,
             id: moment.id,
             slice,
-            lengths,
+            lengths: self.writer_lengths(),
         })?;
+        self.publish_preimages();
+        Ok(())
+    }
+
+    /// The valid lengths of the open segment's files, if there is one.
+    pub(crate) fn writer_lengths(&self) -> Option<Vec<Lengths>> {
+        let writers = self.images.iter().map(|image| image.writer.as_ref());
+        writers.map(|writer| Some(writer?.lengths())).collect()
+    }
+
+    /// Shows readers the preimages that were journaled.
+    pub(crate) fn publish_preimages(&mut self) {
         for image in &mut self.images {
             image.writer.iter_mut().for_each(|writer| writer.publish());
         }
-        Ok(())
     }
 
     /// Saves and syncs what the slice will overwrite and a smaller size will cut off; answers
@@ -269,34 +289,57 @@ impl Store {
         resized: Option<&[DiskSize]>,
     ) -> Result<bool, StoreError> {
         let mut saved = false;
-        let Some(segment) = self.state.open_segment().cloned() else {
+        if self.state.open_segment().is_none() {
             return Ok(saved);
-        };
-        for (at, image) in self.images.iter_mut().enumerate() {
-            let path = self.layout.open_segment(&image.id, segment.number);
+        }
+        for at in 0..self.images.len() {
             let changes = slice.iter().filter(|change| change.disk == at);
+            let touched = changes.map(|change| {
+                let range = change.offset..change.offset + change.len;
+                match change.content {
+                    Content::Zero => Touched::Zeroed(range),
+                    Content::Data { .. } => Touched::Written(range),
+                }
+            });
+            let image = &self.images[at];
+            let path = self.layout.head(&image.id);
             let mut blocks =
-                changed_blocks(changes, image.chain.head.as_ref()).context("search", &path)?;
+                changed_blocks(touched, image.chain.head.as_ref()).context("search", &path)?;
             let old = self.state.disks[at].size;
             if let Some(new) = resized.map(|sizes| sizes[at])
                 && new < old
             {
                 push_merged(&mut blocks, new.bytes() / BLOCK_SIZE..old.blocks());
             }
-            let Image {
-                chain,
-                writer,
-                digests,
-                ..
-            } = image;
-            let writer = writer.as_mut().expect("BUG: an open segment has a writer");
-            let end = segment.disks[at].size.blocks();
-            writer
-                .save(&chain.head, digests, &blocks, end)
-                .context("save preimages in", &path)?;
-            saved |= writer.sync().context("sync", &path)?;
+            saved |= self.save_blocks(at, &blocks)?;
         }
         Ok(saved)
+    }
+
+    /// Saves and syncs what the head of a disk holds in these blocks (ascending), where no
+    /// segment does yet; answers whether there was anything to save.
+    pub(crate) fn save_blocks(
+        &mut self,
+        at: usize,
+        blocks: &[Range<u64>],
+    ) -> Result<bool, StoreError> {
+        let Some(segment) = self.state.open_segment() else {
+            return Ok(false);
+        };
+        let end = segment.disks[at].size.blocks();
+        let Image {
+            id,
+            chain,
+            writer,
+            digests,
+            ..
+        } = &mut self.images[at];
+        let path = self.layout.open_segment(id, segment.number);
+        let writer = writer.as_mut().expect("BUG: an open segment has a writer");
+        writer
+            .save(&chain.head, digests, blocks, end)
+            .context("save preimages in", &path)?;
+        writer.sync().context("sync", &path)
     }
 
     /// Gives the heads their new lengths.
@@ -371,18 +414,26 @@ impl Store {
     }
 }
 
+/// A range of a disk that gets new content.
+#[derive(Debug, Clone)]
+pub(crate) enum Touched {
+    Written(Range<u64>),
+    Zeroed(Range<u64>),
+}
+
 /// The blocks that changes (ascending, of one disk) give other bytes than the head has.
 ///
 /// Zeroing a hole changes nothing, and whole disks are mostly holes.
-fn changed_blocks<'a>(
-    changes: impl Iterator<Item = &'a Change>,
+pub(crate) fn changed_blocks(
+    changes: impl Iterator<Item = Touched>,
     head: &dyn DiskFile,
 ) -> std::io::Result<Vec<Range<u64>>> {
     let mut blocks = Vec::new();
     for change in changes {
-        let touched = change.offset / BLOCK_SIZE..(change.offset + change.len).div_ceil(BLOCK_SIZE);
-        match change.content {
-            Content::Zero if change.len >= SEARCH_HOLES_FROM => {
+        let (Touched::Written(range) | Touched::Zeroed(range)) = &change;
+        let touched = range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE);
+        match &change {
+            Touched::Zeroed(range) if range.end - range.start >= SEARCH_HOLES_FROM => {
                 let mut block = touched.start;
                 while block < touched.end
                     && let Some(data) = head.next_data(block * BLOCK_SIZE)?
@@ -395,7 +446,7 @@ fn changed_blocks<'a>(
                     block = end;
                 }
             }
-            Content::Zero | Content::Data { .. } => push_merged(&mut blocks, touched),
+            Touched::Zeroed(_) | Touched::Written(_) => push_merged(&mut blocks, touched),
         }
     }
     Ok(blocks)

@@ -74,6 +74,7 @@ impl Store {
         self.refuse_unless_replica()?;
         self.change(|store| {
             store.complete_apply()?;
+            store.refuse_mixed("make a recovery point of")?;
             let moment = store.state.applied.ok_or(Refused::NothingApplied {
                 purpose: "make a recovery point of",
             })?;
@@ -195,6 +196,23 @@ impl Store {
         segment.is_point
             || self.users(segment.number) > 0
             || self.failover_boundary() == Some(segment.number)
+            || self.copy_boundary() == Some(segment.number)
+    }
+
+    /// The boundary that a copy of whole disks keeps.
+    fn copy_boundary(&self) -> Option<u64> {
+        self.state.mixed.as_ref()?.boundary
+    }
+
+    /// The boundary after what the heads hold now, which is one moment; opened if need be.
+    pub(crate) fn boundary_now(&mut self, now: Timestamp) -> Result<u64, StoreError> {
+        let applied = self.state.applied.map(|moment| moment.sequence);
+        let newest = self.state.segments.last();
+        if newest.is_none_or(|newest| Some(newest.moment.sequence) != applied) {
+            self.open_boundary(now, false)?;
+        }
+        let newest = self.state.segments.last();
+        Ok(newest.expect("BUG: a boundary was opened above").number)
     }
 
     /// Leaves an open segment for preimages, or none at all if nothing refers to any.

@@ -123,6 +123,56 @@ pub enum Refused {
     #[error("{limit} recovery points are the most whose images QEMU opens well; remove one first")]
     TooManySegments { limit: usize },
 
+    #[error(
+        "copy {sequence} is no newer than what is here ({newest}); a number names one thing for ever: draw a new one"
+    )]
+    OldCopy {
+        sequence: Sequence,
+        newest: Sequence,
+    },
+
+    #[error(
+        "an initial copy is for an empty replica, and this one holds moment {applied}; resynchronize it"
+    )]
+    NotEmptyForCopy { applied: Sequence },
+
+    #[error("no copy of whole disks is under way; begin one first")]
+    NotCopying,
+
+    #[error(
+        "the piece belongs to copy {theirs}, under way is copy {ours}; begin copy {theirs} first"
+    )]
+    OtherCopy { theirs: Sequence, ours: Sequence },
+
+    #[error("the delta that closes the copy is here already; nothing is copied any more")]
+    CopyClosing,
+
+    #[error(
+        "the piece ends at byte {end} of {disk}, which has {size} here; a piece ends at a whole block or at the disk's end"
+    )]
+    BadPiece { disk: DiskId, end: u64, size: u64 },
+
+    #[error("the copy is scattered over too many ranges; copy the gaps first")]
+    ScatteredCopy,
+
+    #[error(
+        "whole disks are being copied, so they hold no single moment to {purpose}; wait until the copy is closed"
+    )]
+    Mixed { purpose: &'static str },
+
+    #[error(
+        "whole disks are being copied (copy {sequence}); the next delta must close the copy: of kind resync, without a base"
+    )]
+    Copying { sequence: Sequence },
+
+    #[error("copy {sequence} has not covered all disks; copy the missing ranges first")]
+    CopyIncomplete { sequence: Sequence },
+
+    #[error(
+        "a copy of whole disks was given up for a failover, so they hold no single moment; begin a new copy"
+    )]
+    CopyNeeded,
+
     #[error("the VM is failed over; revert or commit the failover first")]
     FailedOver,
 

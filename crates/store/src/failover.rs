@@ -77,27 +77,32 @@ impl Store {
         }
         match target {
             FailoverTarget::Newest => while self.apply_next(progress)?.is_some() {},
-            FailoverTarget::Applied => self.change(Self::complete_apply)?,
-            FailoverTarget::Point(_) => self.change(|store| {
+            FailoverTarget::Applied => self.change(|store| match store.complete_apply() {
+                // The last consistent moment does not need it.
+                Err(StoreError::Damaged { .. }) if store.state.mixed.is_some() => Ok(()),
+                outcome => outcome,
+            })?,
+            FailoverTarget::Point(_) => {}
+        }
+        let target = self.target_of(target)?;
+        if let Target::Segment(_) = target {
+            self.change(|store| {
                 store.release_whole_reserve()?;
                 store.seal_for_failover()
-            })?,
+            })?;
         }
-        let moment = self.state.applied.ok_or(Refused::NothingApplied {
-            purpose: "fail over to",
-        })?;
         self.change(|store| {
             // What waits is not applied any more; a revert reserves anew.
             store.release_whole_reserve()?;
+            store.cancel_copy()?;
             let sizes: Vec<DiskSize> = store.state.disks.iter().map(|disk| disk.size).collect();
-            let (target, sequence, target_sizes) = match target {
-                FailoverTarget::Newest | FailoverTarget::Applied => {
-                    (Target::Newest, moment.sequence, sizes.clone())
-                }
-                FailoverTarget::Point(sequence) => {
-                    let segment = store.point_segment(sequence)?;
+            let (sequence, target_sizes) = match target {
+                Target::Newest => (store.state.applied_sequence(), sizes.clone()),
+                Target::Segment(number) => {
+                    let segment = store.state.segment(number);
+                    let segment = segment.expect("BUG: a failover's boundary is there");
                     let sizes = segment.disks.iter().map(|disk| disk.size).collect();
-                    (Target::Segment(segment.number), sequence, sizes)
+                    (segment.moment.sequence, sizes)
                 }
             };
             let larger = sizes
@@ -121,6 +126,25 @@ impl Store {
         })?;
         self.started_failover()
             .ok_or_else(|| Refused::NotFailedOver { purpose: "show" }.into())
+    }
+
+    /// What a failover stands on. While whole disks are copied the newest is the boundary that
+    /// the copy keeps.
+    fn target_of(&self, target: FailoverTarget) -> Result<Target, Refused> {
+        let nothing = Refused::NothingApplied {
+            purpose: "fail over to",
+        };
+        let newest = match (&self.state.mixed, self.state.applied) {
+            (Some(mixed), _) => mixed.boundary.map(Target::Segment),
+            (None, Some(_)) => Some(Target::Newest),
+            (None, None) => None,
+        };
+        match target {
+            FailoverTarget::Newest | FailoverTarget::Applied => newest.ok_or(nothing),
+            FailoverTarget::Point(sequence) => {
+                Ok(Target::Segment(self.point_segment(sequence)?.number))
+            }
+        }
     }
 
     /// The failover that is neither reverted nor committed yet, if there is one.

@@ -211,6 +211,7 @@ mod tests {
             segments: Vec::new(),
             next_segment: 1,
             merging: None,
+            mixed: None,
             phase: Phase::Replica,
         }
     }

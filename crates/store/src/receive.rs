@@ -13,7 +13,7 @@ use std::sync::Arc;
 use lifeboat_model::{DeltaId, DiskId, Receipt, Sequence};
 use lifeboat_qcow2::SEGMENT_CLUSTER;
 use lifeboat_stream::{
-    CopyError, DecodeError, Decoder, Ending, Header, Limits, Manifest, Summary, copy_rest,
+    CopyError, DecodeError, Decoder, Ending, Header, Kind, Limits, Manifest, Summary, copy_rest,
 };
 use lifeboat_sys::disk::DiskFile;
 
@@ -153,6 +153,11 @@ impl Store {
                 tip,
             });
         }
+        if let Some(mixed) = &self.state.mixed
+            && self.spool.is_empty()
+        {
+            return self.refuse_unless_it_closes(header, mixed.sequence);
+        }
         let Some(base) = header.base else {
             let whole = spool::is_whole(header.kind);
             return if whole {
@@ -175,6 +180,23 @@ impl Store {
                 ours,
             }),
             Some(_) => Ok(()),
+        }
+    }
+
+    /// Refuses what does not bring the heads to one moment again.
+    fn refuse_unless_it_closes(&self, header: &Header, copy: Sequence) -> Result<(), Refused> {
+        if header.sequence <= copy {
+            return Err(Refused::TooOld {
+                sequence: header.sequence,
+                tip: copy,
+            });
+        }
+        match (header.kind, header.base) {
+            (Kind::Initial, None) => Ok(()),
+            (Kind::Resync, None) => self.refuse_incomplete_copy(),
+            (Kind::Initial | Kind::Delta | Kind::Resync, _) => {
+                Err(Refused::Copying { sequence: copy })
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobRef;
 use crate::index::RECORD_LEN;
+use crate::mixed::{CopyKind, DoneRanges, Mixed, Piece};
 
 /// How many of the newest (sequence, id) pairs are remembered to recognize bases and repeats.
 const REMEMBERED: usize = 64;
@@ -38,6 +39,10 @@ pub(crate) struct State {
     pub(crate) next_segment: u64,
     /// A merge whose files may not all have their final names.
     pub(crate) merging: Option<Merging>,
+    /// Set from the first byte of a copy of whole disks until a delta closes it; while it is,
+    /// `applied` is not what the heads hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mixed: Option<Mixed>,
     pub(crate) phase: Phase,
 }
 
@@ -194,6 +199,23 @@ pub(crate) enum Record {
         lengths: Vec<Lengths>,
     },
     MergeFinished,
+    /// From here on the heads hold no single moment. `boundary` is the last consistent one.
+    CopyBegun {
+        sequence: Sequence,
+        kind: CopyKind,
+        boundary: Option<u64>,
+    },
+    /// What the piece overwrites is saved; it may be half written from now on.
+    CopySaved {
+        piece: Piece,
+        lengths: Option<Vec<Lengths>>,
+    },
+    /// The heads hold the piece.
+    Copied {
+        piece: Piece,
+    },
+    /// The copy's progress is worthless; the heads stay as they are.
+    CopyCancelled,
     FailoverStarted(Box<Failover>),
     FailedOver,
     /// The failover's lineage is abandoned, the store is a replica again.
@@ -219,12 +241,7 @@ impl State {
                     id,
                     slice,
                 });
-                if let Some(lengths) = lengths {
-                    let segment = self.segments.last_mut().filter(|segment| !segment.sealed);
-                    segment
-                        .ok_or("preimages without an open segment")?
-                        .set_lengths(&lengths)?;
-                }
+                self.set_lengths_of_open(lengths)?;
             }
             Record::Applied {
                 moment,
@@ -238,6 +255,7 @@ impl State {
                     disk.size = size;
                 }
                 self.applying = None;
+                self.mixed = None;
                 self.blobs = blobs;
                 self.applied = Some(moment);
                 self.remembered.push((moment.sequence, moment.id));
@@ -273,6 +291,38 @@ impl State {
                 self.merging = Some(Merging { into, from });
             }
             Record::MergeFinished => self.merging = None,
+            Record::CopyBegun {
+                sequence,
+                kind,
+                boundary,
+            } => {
+                if let Some(number) = boundary {
+                    self.segment_mut(number)?;
+                }
+                self.applying = None;
+                self.mixed = Some(Mixed {
+                    boundary,
+                    sequence,
+                    kind,
+                    done: Some(vec![DoneRanges::default(); self.disks.len()]),
+                    writing: self.mixed.and_then(|mixed| mixed.writing),
+                });
+            }
+            Record::CopySaved { piece, lengths } => {
+                self.set_lengths_of_open(lengths)?;
+                let mixed = self.mixed.as_mut().ok_or("a piece of no copy")?;
+                mixed.writing = Some(piece);
+            }
+            Record::Copied { piece } => {
+                let mixed = self.mixed.as_mut().ok_or("a piece of no copy")?;
+                let done = mixed.done.as_mut().ok_or("a piece of a cancelled copy")?;
+                let done = done.get_mut(piece.disk).ok_or("a piece of no disk")?;
+                done.add(piece.range);
+                mixed.writing = None;
+            }
+            Record::CopyCancelled => {
+                self.mixed.as_mut().ok_or("cancelling no copy")?.done = None;
+            }
             Record::FailoverStarted(failover) => self.phase = Phase::FailingOver(*failover),
             Record::FailedOver => match self.phase {
                 Phase::FailingOver(failover) => self.phase = Phase::FailedOver(failover),
@@ -306,6 +356,7 @@ impl State {
                     self.segments.clear();
                     self.remembered.clear();
                     self.applying = None;
+                    self.mixed = None;
                     self.ancestors.push(self.lineage);
                     self.lineage = failover.lineage;
                     self.phase = Phase::Committed(failover);
@@ -314,6 +365,16 @@ impl State {
             },
         }
         Ok(self)
+    }
+
+    fn set_lengths_of_open(&mut self, lengths: Option<Vec<Lengths>>) -> Result<(), &'static str> {
+        let Some(lengths) = lengths else {
+            return Ok(());
+        };
+        let segment = self.segments.last_mut().filter(|segment| !segment.sealed);
+        segment
+            .ok_or("preimages without an open segment")?
+            .set_lengths(&lengths)
     }
 
     pub(crate) fn segment(&self, number: u64) -> Option<&SegmentState> {
@@ -339,6 +400,11 @@ impl State {
     /// The newest segment, if it still takes preimages.
     pub(crate) fn open_segment(&self) -> Option<&SegmentState> {
         self.segments.last().filter(|segment| !segment.sealed)
+    }
+
+    /// The segment at whose boundary the heads were consistent last, while they are not.
+    pub(crate) fn last_consistent(&self) -> Option<&SegmentState> {
+        self.segment(self.mixed.as_ref()?.boundary?)
     }
 
     /// The newest moment applied; zero before the first.

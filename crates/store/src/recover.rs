@@ -100,6 +100,7 @@ impl Store {
         self.remove_strangers()?;
         self.relink_all()?;
         let spooled = spool::load(&self.disk, &self.layout, &self.state)?;
+        self.forget_half_written()?;
         self.spool = spooled.deltas;
         self.broken_spool = spooled.broken;
         match self.state.phase {

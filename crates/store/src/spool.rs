@@ -19,7 +19,7 @@ use crate::layout::{self, Layout};
 use crate::record::{Moment, State};
 
 /// Kept free beyond what the deltas need: journal, overlays, image metadata.
-const HEADROOM: u64 = 1 << 20;
+pub(crate) const HEADROOM: u64 = 1 << 20;
 
 /// One delta in the spool: complete, verified, durable.
 #[derive(Debug, Clone)]
@@ -153,7 +153,7 @@ pub(crate) fn survey(file: &Arc<dyn DiskFile>) -> Result<(Header, SpooledDelta),
 }
 
 /// What data of this length can cost: its preimages, their index, and room in the head.
-fn preimages_and_head(offset: u64, len: u64) -> u64 {
+pub(crate) fn preimages_and_head(offset: u64, len: u64) -> u64 {
     let blocks = (offset + len).div_ceil(BLOCK_SIZE) - offset / BLOCK_SIZE;
     2 * blocks * BLOCK_SIZE + blocks * RECORD_LEN as u64
 }
@@ -165,7 +165,7 @@ pub(crate) fn cut_off(new: u64, old: u64) -> u64 {
 }
 
 /// What zeroing costs: the head gives back what the preimages take, one slice later.
-fn zeroed(offset: u64, len: u64) -> u64 {
+pub(crate) fn zeroed(offset: u64, len: u64) -> u64 {
     let blocks = (offset + len).div_ceil(BLOCK_SIZE) - offset / BLOCK_SIZE;
     (blocks * BLOCK_SIZE).min(128 << 20) + (blocks / 16 + 2) * RECORD_LEN as u64
 }
@@ -194,7 +194,8 @@ pub(crate) fn load(
         let Some(sequence) = layout::sequence_of_delta(&entry.name, lineage) else {
             continue;
         };
-        if sequence <= state.applied_sequence() {
+        let superseded = state.mixed.as_ref().is_some_and(|m| sequence < m.sequence);
+        if sequence <= state.applied_sequence() || superseded {
             files::remove(disk.as_ref(), &path)?;
             continue;
         }
@@ -251,9 +252,12 @@ fn has_base(base: &Base, spooled: &Spooled, state: &State) -> bool {
     let moment = (base.sequence, base.id);
     let is_other = |known: &(Sequence, DeltaId)| known.0 == moment.0 && known.1 != moment.1;
     let mut before = spooled.deltas.iter().map(|delta| &delta.moment);
-    if base.sequence <= state.applied_sequence() {
+    if base.sequence <= state.applied_sequence() && state.mixed.is_none() {
         // It was known when the delta was received; only the newest are remembered.
         !state.remembered.iter().any(is_other)
+    } else if base.sequence <= state.applied_sequence() {
+        // The delta that closes the copy stands below it, and above what it builds on.
+        before.next().is_some()
     } else {
         before.any(|before| (before.sequence, before.id) == moment)
     }

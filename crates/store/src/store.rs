@@ -12,6 +12,7 @@ use lifeboat_sys::disk::{Access, DiskFile, DiskPort};
 use serde::Serialize;
 
 use crate::boundary::{Pin, Pins};
+use crate::copy::{CopyStatus, Heads};
 use crate::digest::DigestTable;
 use crate::error::{IoContext, Refused, StoreError};
 use crate::failover::image_error;
@@ -124,8 +125,12 @@ pub struct Status {
     pub relationship: RelationshipId,
     pub lineage: Lineage,
     pub role: Role,
-    /// The newest moment that the heads hold; zero before the first.
+    /// The newest moment that can be started from; zero before the first.
     pub applied: Sequence,
+    /// What the heads hold.
+    pub heads: Heads,
+    /// The copy of whole disks that is under way.
+    pub copy: Option<CopyStatus>,
     /// The newest moment received.
     pub tip: Sequence,
     /// A delta is half applied; the next apply completes it.
@@ -205,6 +210,7 @@ impl Store {
             segments: Vec::new(),
             next_segment: 1,
             merging: None,
+            mixed: None,
             phase: Phase::Replica,
         };
         Journal::begin(&disk, &layout, &state)?;
@@ -269,7 +275,9 @@ impl Store {
             relationship: self.state.relationship,
             lineage: self.state.lineage,
             role: self.role(),
-            applied: self.state.applied_sequence(),
+            applied: self.applied(),
+            heads: self.heads(),
+            copy: self.copy_status(),
             tip: self.tip(),
             applying: self.state.applying.is_some(),
             disks: disks.collect::<Result<_, StoreError>>()?,
@@ -318,10 +326,15 @@ impl Store {
             .collect()
     }
 
-    /// The newest moment that the heads hold; zero before the first.
+    /// The newest moment that can be started from: what the heads hold, or while they are
+    /// being copied into the last moment before that. Zero before the first.
     #[must_use]
     pub fn applied(&self) -> Sequence {
-        self.state.applied_sequence()
+        match self.heads() {
+            Heads::Empty => Sequence::ZERO,
+            Heads::Consistent(sequence) => sequence,
+            Heads::Mixed(last) => last.unwrap_or(Sequence::ZERO),
+        }
     }
 
     /// The newest moment received.

@@ -29,6 +29,9 @@ pub struct Verification {
     pub verified_bytes: u64,
     /// Bytes for which no digest was known. Those of heads have one from now on.
     pub not_verifiable_bytes: u64,
+    /// Whole disks are being copied: what the heads hold is what was written there, and yet
+    /// no moment of the VM.
+    pub heads_are_mixed: bool,
     pub findings: Vec<Finding>,
 }
 
@@ -48,6 +51,8 @@ pub struct Rescanned {
     pub images_made: usize,
     /// Descriptions of recovery points that were missing.
     pub manifests_made: usize,
+    /// Whole disks are being copied: the newest state is no moment of the VM.
+    pub heads_are_mixed: bool,
 }
 
 impl Store {
@@ -68,6 +73,7 @@ impl Store {
             let mut made = Rescanned {
                 images_made: store.renew_wrappers()?,
                 manifests_made: 0,
+                heads_are_mixed: store.state.mixed.is_some(),
             };
             for segment in &store.state.segments {
                 let path = store.layout.point(segment.moment.sequence);
@@ -86,7 +92,7 @@ impl Store {
     /// # Errors
     /// Only when reading fails in a way that is no finding.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Verification, StoreError> {
-        let mut result = Verification::default();
+        let mut result = self.new_verification();
         self.verify_spool(&mut result)?;
         for image in &self.images {
             for segment in image.chain.from(0) {
@@ -96,6 +102,13 @@ impl Store {
             self.verify_head(image, &mut result, progress)?;
         }
         Ok(result)
+    }
+
+    fn new_verification(&self) -> Verification {
+        Verification {
+            heads_are_mixed: self.state.mixed.is_some(),
+            ..Verification::default()
+        }
     }
 
     fn verify_spool(&self, result: &mut Verification) -> Result<(), StoreError> {
@@ -311,7 +324,7 @@ impl Store {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Verification, StoreError> {
         let boundary = self.point_segment(sequence)?.number;
-        let mut result = Verification::default();
+        let mut result = self.new_verification();
         for image in &self.images {
             for segment in image.chain.from(boundary) {
                 self.verify_segment(image, &segment, &mut result)?;

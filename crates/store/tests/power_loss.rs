@@ -147,4 +147,8 @@ power_loss! {
     power_loss_during_commit_of_the_newest: CommitNewest,
     power_loss_during_commit_of_an_older_point: CommitOlder,
     power_loss_during_resize: Resize,
+    power_loss_while_a_copy_begins: BeginCopy,
+    power_loss_while_a_piece_is_copied: Piece,
+    power_loss_while_a_copy_is_closed: CloseCopy,
+    power_loss_during_failover_while_disks_are_copied: FailoverCopying,
 }
