@@ -1,25 +1,27 @@
 //! What a VM's worker does at the moment, for progress and for cancelling.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use lifeboat_peer::Cancel;
 
 use crate::api;
 
 /// Told to whatever runs for a while; shared by the worker and those who watch.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Stop(Arc<AtomicBool>);
+pub(crate) struct Stop(Cancel);
 
 impl Stop {
     pub(crate) fn now(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.raise();
     }
 
     pub(crate) fn is_asked(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.is_raised()
     }
 
-    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
+    pub(crate) fn flag(&self) -> Cancel {
+        self.0.clone()
     }
 }
 

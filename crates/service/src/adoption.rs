@@ -178,7 +178,7 @@ impl Service {
             .ok_or_else(|| not_authorized(caller))?;
         settings_of(&message.settings)?;
         let definition = definition_of(&message.definition)?;
-        if definition.id() != message.vm {
+        if definition.vm() != message.vm {
             return Err(refusal(
                 RefusalCode::Invalid,
                 "the definition is of another VM than the message",
@@ -194,14 +194,14 @@ impl Service {
         message: &NewReplica,
         entry: &AuthorizationEntry,
     ) -> Result<(), Refusal> {
-        let folder = entry.replica_storage_location().join(message.vm.to_string());
+        let folder = entry.replica_storage_location.as_path().join(message.vm.to_string());
         let failed = |error: &dyn std::error::Error| {
             refusal(
                 RefusalCode::Failed,
                 &format!("make the replica's store: {}", with_causes(error)),
             )
         };
-        std::fs::create_dir_all(entry.replica_storage_location())
+        std::fs::create_dir_all(entry.replica_storage_location.as_path())
             .map_err(|error| failed(&error))?;
         let new = NewStore {
             vm: message.vm,
@@ -230,7 +230,7 @@ impl Service {
                 address: message.caller_address.clone(),
             },
             storage: Some(folder.clone()),
-            trust_group: entry.trust_group().as_str().to_owned(),
+            trust_group: entry.trust_group.as_str().to_owned(),
         };
         let vm = self.add_replica_vm(message, relation, DisksPlace::Store(folder))?;
         self.hold_store(&vm, store);
@@ -273,7 +273,7 @@ impl Service {
     ) -> Result<VmArc, Refusal> {
         let now = self.now();
         let definition = definition_of(&message.definition)?;
-        let definition = definition.named(&self.free_name(definition.name()));
+        let definition = crate::manage::renamed(&definition, message.vm, &self.free_name(definition.name()));
         let saved = |error: &lifeboat_catalog::CatalogError| {
             refusal(RefusalCode::Failed, &with_causes(error))
         };
@@ -312,7 +312,7 @@ impl Service {
     }
 
     /// A name that no VM of this host has.
-    fn free_name(&self, wanted: &str) -> String {
+    pub(crate) fn free_name(&self, wanted: &str) -> String {
         let names: Vec<String> = self.all_vms().iter().map(|vm| vm.name()).collect();
         let mut name = wanted.to_owned();
         let mut number = 2;
@@ -395,7 +395,7 @@ impl Service {
             match &core.place {
                 DisksPlace::Images(images) => (
                     images.clone(),
-                    entry.replica_storage_location().join(vm.id.to_string()),
+                    entry.replica_storage_location.as_path().join(vm.id.to_string()),
                 ),
                 DisksPlace::Store(folder) => (Vec::new(), folder.clone()),
                 DisksPlace::Test { .. } => {
@@ -436,7 +436,7 @@ impl Service {
                 address: message.replica.caller_address.clone(),
             },
             storage: Some(storage.clone()),
-            trust_group: entry.trust_group().as_str().to_owned(),
+            trust_group: entry.trust_group.as_str().to_owned(),
             version: relation.version,
         };
         self.save_role(vm, next, DisksPlace::Store(storage))?;

@@ -85,7 +85,7 @@ impl Service {
                 "look at the network, and at the daemon there",
             )),
         }
-        for disk in vm.core().definition.disks() {
+        for disk in &vm.core().definition.settings().disks {
             if !relation.settings.included_disks().includes(&disk.id) {
                 findings.push(CheckFinding {
                     severity: Severity::Warning,

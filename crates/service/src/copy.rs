@@ -37,6 +37,9 @@ const STREAMS: usize = 2;
 /// The largest frame of data.
 const FRAME: u64 = lifeboat_stream::MAX_DATA_LEN as u64;
 
+/// The most extents of one piece that are looked at.
+const EXTENTS: usize = 16_384;
+
 /// A digest of the comparison, in bytes.
 const DIGEST: usize = 16;
 
@@ -416,9 +419,10 @@ impl Job<'_> {
             range: piece.range.clone(),
         };
         let sent = body.len() as u64;
-        let throttle = &self.service.inner.throttle;
-        let mut body = throttle.reader(std::io::Cursor::new(body), self.stop.flag());
-        self.link.put_chunk(place, &mut body)?;
+        let mut body = self.service.throttled(std::io::Cursor::new(body), self.stop);
+        self.link
+            .cancelled_by(self.stop.flag())
+            .put_chunk(place, &mut body)?;
         self.service.count_copied(self.vm, sent);
         Ok(())
     }
@@ -485,11 +489,15 @@ impl Job<'_> {
         let allocation = ContextName::allocation();
         let extents = disk
             .client
-            .collect_extents(&allocation, range.start, range.end - range.start)
+            .collect_extents(&allocation, range.start, range.end - range.start, EXTENTS)
             .map_err(|source| CopyTrouble::Read {
                 disk: disk.id.clone(),
                 source,
             })?;
+        // A piece in more parts than that is read whole: blocks of zeroes are found anyway.
+        let Some(extents) = extents else {
+            return Ok(vec![(range.clone(), false)]);
+        };
         let mut at = range.start;
         for extent in extents {
             // Whole blocks, so that no frame begins within one.

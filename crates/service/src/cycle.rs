@@ -13,6 +13,7 @@ use lifeboat_capture::{CapturePlan, Captured, DEFAULT_DEADLINE, DEFAULT_DEPTH, S
 use lifeboat_hypervisor::{DiskSource, FrozenView, Tracking};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{Event, ResyncCause, VmPower};
+use lifeboat_model::settings::Compression;
 use lifeboat_model::{Consistency, DeltaId, Receipt, Sequence};
 use lifeboat_peer::{DeltaPlace, LinkError};
 use lifeboat_stream::{Base, Header, Kind, Options};
@@ -228,8 +229,8 @@ impl Service {
             reader: BufReader::with_capacity(READ_BYTES, file),
             vm,
         };
-        let mut body = self.inner.throttle.reader(metered, stop.flag());
-        link.put_delta(place, &mut body)
+        let mut body = self.throttled(metered, stop);
+        link.cancelled_by(stop.flag()).put_delta(place, &mut body)
     }
 
     /// A spooled delta that cannot be read any more: captured anew, with another number.
@@ -289,9 +290,7 @@ impl Service {
 /// The disks of the relationship; all where none are named.
 pub(crate) fn included(relation: &Relation, sources: &[DiskSource]) -> Vec<DiskSource> {
     let included = relation.settings.included_disks();
-    let is_included = |source: &&DiskSource| {
-        included.is_none_or(|included| included.contains(&source.disk))
-    };
+    let is_included = |source: &&DiskSource| included.includes(&source.disk);
     sources.iter().filter(is_included).cloned().collect()
 }
 
@@ -333,8 +332,9 @@ fn plan(
 /// How deltas of the relationship are written.
 pub(crate) fn stream_options(relation: &Relation) -> Options {
     let mut options = Options::default();
-    if !relation.settings.compression_enabled() {
-        options.compression = lifeboat_stream::Compression::None;
+    match relation.settings.compression() {
+        Compression::Enabled => {}
+        Compression::Disabled => options.compression = lifeboat_stream::Compression::None,
     }
     options
 }

@@ -4,7 +4,7 @@
 use std::io::Read;
 
 use lifeboat_hypervisor::VmDefinition;
-use lifeboat_model::authorization::AuthorizationEntry;
+use lifeboat_model::authorization::{AuthorizationEntry, AuthorizationTable};
 use lifeboat_model::contract::ReplicationState;
 use lifeboat_model::relationship::{
     Event, Primary, Record, Replica, ReplicaPhase, Role, TakeOverNews, VmPower,
@@ -30,8 +30,9 @@ const MAX_DOCUMENT: usize = 64 << 10;
 impl Service {
     /// The most specific entry that lets a host in.
     pub(crate) fn entry_for(&self, host: &str) -> Option<AuthorizationEntry> {
-        let entries = self.inner.ledger.entries().unwrap_or_default();
-        lifeboat_model::authorization::entry_for(&entries, host).cloned()
+        let entries = self.inner.ledger.entries().ok()?;
+        let table = AuthorizationTable::try_from(entries).ok()?;
+        table.entry_for(&host.parse().ok()?).ok().cloned()
     }
 
     /// The VM of a relationship whose primary may be the caller.
@@ -54,7 +55,7 @@ impl Service {
         };
         let entry = self.entry_for(caller.as_str());
         match entry {
-            Some(entry) if entry.trust_group().as_str() == group => {
+            Some(entry) if entry.trust_group.as_str() == group => {
                 self.note_contact(&vm);
                 Ok(vm)
             }
@@ -62,7 +63,7 @@ impl Service {
                 RefusalCode::NotAuthorized,
                 &format!(
                     "{caller} belongs to trust group {:?} here, and this VM to {group:?}",
-                    entry.trust_group().as_str()
+                    entry.trust_group.as_str()
                 ),
             )),
             None => Err(not_authorized(caller)),

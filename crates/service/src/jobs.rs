@@ -252,10 +252,6 @@ impl Service {
                 Verdict::Pending => kept.push(job),
                 Verdict::Next(event, goal) => {
                     job.goal = goal;
-                    job.row.request = document(&goal);
-                    if let Err(error) = self.inner.ledger.save_job(&job.row) {
-                        tracing::error!("save a job: {}", with_causes(&error));
-                    }
                     follow.push(event);
                     kept.push(job);
                 }

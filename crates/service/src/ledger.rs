@@ -10,7 +10,7 @@ use lifeboat_catalog::{
 };
 use lifeboat_model::authorization::AuthorizationEntry;
 use lifeboat_model::relationship::Role;
-use lifeboat_model::statistics::Statistics;
+use lifeboat_model::statistics::ReplicationStatistics;
 use lifeboat_model::{RelationshipId, Timestamp, VmId};
 use serde::Serialize;
 
@@ -108,8 +108,8 @@ impl Ledger {
 
     pub(crate) fn add_job(&self, job: &Job) -> Result<(), CatalogError> {
         self.catalog.change(|change| {
-            change.jobs_purge(
-                &JobRetention::new(JOBS_KEPT, MOST_JOBS)
+            change.job_purge(
+                JobRetention::new(JOBS_KEPT, MOST_JOBS)
                     .expect("BUG: a day is longer than the contract asks for"),
                 job.time_submitted,
             )?;
@@ -164,7 +164,7 @@ impl Ledger {
         self.catalog.change(|change| {
             let id = change.event_add(&event)?;
             if id.number().is_multiple_of(1000) {
-                change.events_purge(&EVENTS, at)?;
+                change.event_purge(EVENTS, at)?;
             }
             Ok(id.number())
         })
@@ -180,10 +180,8 @@ impl Ledger {
     }
 
     pub(crate) fn newest_event(&self) -> Result<u64, CatalogError> {
-        let newest = self
-            .catalog
-            .read(|reader| reader.events_newest(&EventFilter::ALL, 1))?;
-        Ok(newest.first().map_or(0, |event| event.id.number()))
+        self.catalog
+            .read(|reader| Ok(reader.event_last_id()?.number()))
     }
 
     pub(crate) fn add_audit(&self, row: &NewAuditRow) -> Result<u64, CatalogError> {
@@ -207,7 +205,7 @@ impl Ledger {
 
     pub(crate) fn save_entry(&self, entry: &AuthorizationEntry) -> Result<(), CatalogError> {
         let row = EntryRow {
-            allowed_primary: entry.allowed_primary_host_system().to_string(),
+            allowed_primary: entry.allowed_primary_host_system.to_string(),
             document: document(entry),
         };
         self.catalog
@@ -240,7 +238,7 @@ impl Ledger {
     pub(crate) fn save_statistics(
         &self,
         relationship: RelationshipId,
-        statistics: &Statistics,
+        statistics: &ReplicationStatistics,
         now: Timestamp,
     ) -> Result<(), CatalogError> {
         let statistics = document(statistics);
@@ -251,8 +249,8 @@ impl Ledger {
     pub(crate) fn end_cycle(
         &self,
         relationship: RelationshipId,
-        ended: &Statistics,
-        next: &Statistics,
+        ended: &ReplicationStatistics,
+        next: &ReplicationStatistics,
         at: Timestamp,
     ) -> Result<(), CatalogError> {
         let (ended, next) = (document(ended), document(next));
@@ -269,7 +267,7 @@ impl Ledger {
     pub(crate) fn statistics(
         &self,
         relationship: RelationshipId,
-    ) -> Result<Option<Statistics>, CatalogError> {
+    ) -> Result<Option<ReplicationStatistics>, CatalogError> {
         let running = self
             .catalog
             .read(|reader| reader.statistics_running(relationship))?;

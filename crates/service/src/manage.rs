@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lifeboat_catalog::{DesiredPower, Vm as VmRow};
-use lifeboat_hypervisor::{Backing, HypervisorError, PowerState, StopMode, VmDefinition};
+use lifeboat_hypervisor::{Backing, DiskBus, DiskSettings, Firmware, HypervisorError, PowerState, StopMode, VmDefinition, VmSettings};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{
     Effect, Operation, Primary, Record, ReplicaPhase, Role, VmPower,
@@ -22,7 +22,9 @@ use crate::api::{
 use crate::host::refusal;
 use crate::jobs::not_saved;
 use crate::ledger::document;
-use crate::operations::{failed, invalid, not_replicated, rejection_of_link, rejection_of_refused};
+use crate::operations::{
+    failed, invalid, not_replicated, rejection_of_link, rejection_of_refused, split_point,
+};
 use crate::relation::{PeerPlace, Relation, Saved};
 use crate::service::{Service, with_causes};
 use crate::vm::{Core, DisksPlace, Facts, Task, Vm, VmArc};
@@ -41,8 +43,24 @@ impl Service {
         let id = VmId::from_bytes(random()?);
         let folder = self.inner.config.state.join("vms").join(id.to_string());
         let (images, sizes) = self.make_images(&folder, &new.disks)?;
-        let definition = VmDefinition::new(id, &new.name, new.memory_mib, new.processors, &sizes)
-            .map_err(|error| invalid(with_causes(&error)))?;
+        let definition = VmDefinition::try_from(VmSettings {
+            format: lifeboat_hypervisor::FORMAT,
+            vm: id,
+            name: new.name.clone(),
+            memory_mib: u64::from(new.memory_mib),
+            processors: new.processors,
+            firmware: Firmware::Bios,
+            adapters: Vec::new(),
+            disks: sizes
+                .into_iter()
+                .map(|(id, size)| DiskSettings {
+                    id,
+                    size,
+                    bus: DiskBus::Virtio,
+                })
+                .collect(),
+        })
+        .map_err(|error| invalid(with_causes(&error)))?;
         let place = DisksPlace::Images(images);
         let now = self.now();
         self.inner
@@ -251,15 +269,18 @@ impl Service {
                 return Err(invalid("the VM of a test failover is not replicated".to_owned()));
             }
         }
+        let (host_name, port) = split_point(&enable.recovery_connection_point)?;
         let change = SettingsChange {
-            recovery_connection_point: Some(enable.recovery_connection_point.clone()),
+            recovery_connection_point: Some(host_name),
+            recovery_server_port_number: Some(port),
             ..enable.settings.clone()
         };
         let settings =
             ReplicationSettings::new(change).map_err(|error| invalid(with_causes(&error)))?;
         let definition = vm.core().definition.clone();
         let all: Vec<DiskId> = definition
-            .disks()
+            .settings()
+            .disks
             .iter()
             .map(|disk| disk.id.clone())
             .collect();
@@ -270,7 +291,7 @@ impl Service {
             host: enable
                 .recovery_host_name
                 .clone()
-                .unwrap_or_else(|| settings.recovery_connection_point().host().to_string()),
+                .unwrap_or_else(|| settings.recovery_connection_point().host.to_string()),
             address: settings.recovery_connection_point().to_string(),
         };
         let random = || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));
@@ -283,7 +304,8 @@ impl Service {
             role: Role::Primary(Primary::Ready { start: None }),
         };
         let disks = definition
-            .disks()
+            .settings()
+            .disks
             .iter()
             .filter(|disk| settings.included_disks().includes(&disk.id))
             .map(|disk| PeerDisk {
@@ -414,7 +436,7 @@ impl Service {
         settings: ReplicationSettings,
         definition: VmDefinition,
     ) -> Result<(), Refusal> {
-        if definition.id() != vm.id {
+        if definition.vm() != vm.id {
             return Err(refusal(
                 RefusalCode::Invalid,
                 "the definition is of another VM",
@@ -573,4 +595,21 @@ impl Service {
             VmPower::Off
         })
     }
+}
+
+/// The same definition for another VM, or under another name.
+pub(crate) fn renamed(definition: &VmDefinition, vm: VmId, name: &str) -> VmDefinition {
+    let settings = VmSettings {
+        vm,
+        name: name.to_owned(),
+        ..definition.settings().clone()
+    };
+    // Only a name that has become too long is refused; then it stays as it was.
+    VmDefinition::try_from(settings).unwrap_or_else(|_| {
+        let settings = VmSettings {
+            vm,
+            ..definition.settings().clone()
+        };
+        VmDefinition::try_from(settings).expect("BUG: another id makes no definition wrong")
+    })
 }

@@ -95,7 +95,8 @@ impl Service {
         };
         let disks = core
             .definition
-            .disks()
+            .settings()
+            .disks
             .iter()
             .map(|disk| VmDiskView {
                 id: disk.id.clone(),

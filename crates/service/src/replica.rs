@@ -227,7 +227,7 @@ impl Service {
     fn floor_of(&self, relation: &Relation) -> lifeboat_model::retention::RetentionFloor {
         self.entry_for(&relation.peer.host)
             .map_or(lifeboat_model::retention::RetentionFloor::NONE, |entry| {
-                entry.retention_floor()
+                entry.retention_floor
             })
     }
 

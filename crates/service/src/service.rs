@@ -1,6 +1,8 @@
 //! The service of one host: what it is made of, and how an event becomes a step.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -10,9 +12,12 @@ use lifeboat_catalog::Catalog;
 use lifeboat_hypervisor::Hypervisor;
 use lifeboat_model::relationship::{Effect, Event, Report};
 use lifeboat_model::{Timestamp, VmId};
-use lifeboat_peer::{Link, LinkError, Links};
+use lifeboat_peer::{
+    Link, LinkError, Links, PeerAddress, Rate, SleepingPace, Throttle, ThrottledRead,
+};
 use lifeboat_sys::disk::DiskPort;
 
+use crate::activity::Stop;
 use crate::api::Severity;
 use crate::clock::Clock;
 use crate::config::ServiceConfig;
@@ -42,7 +47,8 @@ pub(crate) struct Inner {
     pub(crate) news: News,
     /// Captures, transfers and comparisons under way.
     pub(crate) transfers: Places,
-    pub(crate) throttle: lifeboat_peer::Throttle,
+    /// The host's bandwidth, shared by all transfers.
+    pub(crate) throttle: Arc<Throttle>,
     /// What front doors show of listeners and certificates.
     pub(crate) standing: Mutex<HostStanding>,
     timer: Mutex<Option<JoinHandle<()>>>,
@@ -92,7 +98,13 @@ impl Service {
         disk: Arc<dyn DiskPort>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
-        let throttle = lifeboat_peer::Throttle::new(config.bandwidth);
+        let ticking = Arc::clone(&clock);
+        let pace = SleepingPace::new(move || ticking.monotonic());
+        let rate = config
+            .bandwidth
+            .and_then(NonZeroU64::new)
+            .map_or(Rate::Unlimited, Rate::BytesPerSecond);
+        let throttle = Arc::new(Throttle::new(rate, Arc::new(pace)));
         let service = Self {
             inner: Arc::new(Inner {
                 transfers: Places::new(config.transfers),
@@ -308,7 +320,19 @@ impl Service {
 
     /// A connection to the peer of a relationship.
     pub(crate) fn link(&self, peer: &PeerPlace) -> Result<Arc<dyn Link>, LinkError> {
-        self.inner.links.to(&peer.address, Some(&peer.host))
+        let address: PeerAddress =
+            peer.address
+                .parse()
+                .map_err(|_| LinkError::HostName {
+                    name: peer.address.clone(),
+                })?;
+        self.inner.links.to(&address, Some(&peer.host))
+    }
+
+    /// What is sent, at the host's pace, until somebody stops it.
+    pub(crate) fn throttled<R: Read>(&self, body: R, stop: &Stop) -> ThrottledRead<R> {
+        let throttles = vec![Arc::clone(&self.inner.throttle)];
+        ThrottledRead::new(body, throttles, stop.flag())
     }
 }
 

@@ -101,7 +101,8 @@ impl Service {
         let disks = self.test_disks(replica, &pin, folder, true)?;
         let definition = {
             let core = vm.core();
-            core.definition.for_test(id)
+            let name = format!("{} - Test", core.definition.name());
+            crate::manage::renamed(&core.definition, id, &self.free_name(&name))
         };
         let root = vm.core().relation().and_then(|relation| relation.storage.clone());
         let place = DisksPlace::Test {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lifeboat_hypervisor::VmDefinition;
 use lifeboat_model::relationship::{Effect, Event, Refused};
-use lifeboat_model::statistics::Statistics;
+use lifeboat_model::statistics::ReplicationStatistics;
 use lifeboat_model::{DiskId, Timestamp, VmId};
 
 use crate::activity::{Meter, Stop};
@@ -44,7 +44,7 @@ pub(crate) struct Core {
     /// The test of this VM's replica.
     pub(crate) test: Option<VmId>,
     pub(crate) facts: Facts,
-    pub(crate) statistics: Option<Statistics>,
+    pub(crate) statistics: Option<ReplicationStatistics>,
 }
 
 /// Where the VM's disks are.

@@ -97,6 +97,9 @@ impl Service {
                 self.note_trouble(vm, ReturnCode::AccessDenied, what);
                 self.tell(vm, Event::Failed(CriticalCause::NotAuthorized));
             }
+            LinkError::HostName { .. } | LinkError::Unsendable { .. } | LinkError::Source(_) => {
+                self.note_trouble(vm, ReturnCode::Failed, what);
+            }
             LinkError::Unreachable { .. }
             | LinkError::Interrupted { .. }
             | LinkError::TimedOut { .. }
@@ -112,7 +115,7 @@ impl Service {
 
     /// After as many failures in a row as there are short retries.
     fn has_lost_patience(&self, vm: &VmArc) -> bool {
-        vm.core().facts.failures as usize > lifeboat_model::schedule::SHORT_RETRIES
+        vm.core().facts.failures as usize > lifeboat_model::schedule::RETRY_MINUTES.len()
     }
 }
 
