@@ -1,0 +1,7 @@
+//! The daemon of one host: everything named and tied together.
+
+pub mod config;
+mod serve;
+
+pub use config::{Config, ConfigError, DEFAULT_CONFIG};
+pub use serve::{ServeError, serve};
