@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{LineageId, Sequence};
 use lifeboat_store::{Committed, FailoverTarget, StartedFailover, Store};
 use lifeboat_stream::Options;
 use lifeboat_sys::clock::{self, Stopwatch};
-use lifeboat_sys::disk::RealDisk;
+use lifeboat_sys::disk::{GuestDisk, RealDisk};
 use lifeboat_sys::host;
 
 use crate::guest::{Change, Guest, UNCOMPRESSED};
@@ -64,7 +65,7 @@ impl Replica {
     /// Makes the newest moment a recovery point.
     pub fn make_point(&mut self) -> Result<Sequence> {
         self.store
-            .make_point(clock::wall())
+            .make_point(clock::wall(), PointKind::Standard)
             .context("make a recovery point")
     }
 
@@ -104,8 +105,8 @@ impl Replica {
             .context("open the overlay")?;
         for &change in changes {
             match change {
-                Change::Write { offset, len } => disk.write_at(offset, &self.guest.bytes(len)),
-                Change::Zero { offset, len } => disk.write_zeroes(offset, len),
+                Change::Write { offset, len } => disk.write_at(&self.guest.bytes(len), offset),
+                Change::Zero { offset, len } => disk.zero(offset, len),
             }
             .context("write into the overlay")?;
         }

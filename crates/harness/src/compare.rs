@@ -5,7 +5,7 @@ use std::path::Path;
 use lifeboat_model::{DiskId, Sequence};
 use lifeboat_store::Store;
 use lifeboat_stream::BlobKind;
-use lifeboat_sys::disk::{Access, DiskPort};
+use lifeboat_sys::disk::{Access, DiskPort, GuestDisk};
 
 use crate::ShadowVm;
 
@@ -81,7 +81,7 @@ pub fn read_failover_disk(store: &Store, disk: &DiskId) -> Result<Vec<u8>, Strin
         .failover_disk(disk)
         .map_err(|error| error.to_string())?;
     let mut bytes = vec![0xA5; disk.size() as usize];
-    disk.read_at(0, &mut bytes)
+    disk.read_at(&mut bytes, 0)
         .map_err(|error| error.to_string())?;
     Ok(bytes)
 }

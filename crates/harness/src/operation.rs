@@ -6,11 +6,12 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{BLOCK_SIZE, LineageId, Sequence, Timestamp};
 use lifeboat_store::{
     CopyKind, CopyStatus, FailoverTarget, Heads, NewCopy, Role, Store, StoreError,
 };
-use lifeboat_sys::disk::DiskPort;
+use lifeboat_sys::disk::{DiskPort, GuestDisk};
 
 use crate::{
     Activity, Random, ShadowVm, compare_point, compare_points, copy_piece, copy_rest,
@@ -138,7 +139,9 @@ impl Operation {
             Store::init(Arc::clone(disk), root, &shadow.new_store(), "test").expect("make a store");
         apply_one(&mut store, &mut shadow);
         for _ in 0..3 + random.below(2) {
-            store.make_point(NOW).expect("make a point");
+            store
+                .make_point(NOW, PointKind::Standard)
+                .expect("make a point");
             if random.one_in(3) {
                 store.seal().expect("seal");
             }
@@ -228,7 +231,7 @@ impl Operation {
                 let chunk = crate::decode_piece(store, stream, 0, range);
                 store.write_chunk(&chunk.expect("BUG: a valid piece"))
             }
-            Self::Boundary => store.make_point(NOW).map(|_| ()),
+            Self::Boundary => store.make_point(NOW, PointKind::Standard).map(|_| ()),
             Self::Seal => store.seal(),
             Self::Merge => store.remove_point(store.points()[1].sequence),
             Self::Drop => store.remove_point(store.points()[0].sequence),
@@ -327,10 +330,10 @@ impl Prepared {
                 let range = start as usize..end as usize;
                 if random.one_in(4) {
                     bytes[range].fill(0);
-                    disk.write_zeroes(start, end - start).expect("zero");
+                    disk.zero(start, end - start).expect("zero");
                 } else {
                     random.fill(&mut bytes[range.clone()]);
-                    disk.write_at(start, &bytes[range]).expect("write");
+                    disk.write_at(&bytes[range], start).expect("write");
                 }
             }
             disk.flush().expect("flush");
@@ -415,7 +418,9 @@ impl Prepared {
             let last = last.ok_or("the last moment before the copy is lost")?;
             return self.check_mixed(disk, root, store, (last, depth));
         }
-        let newest = store.make_point(NOW).map_err(said("make a point"))?;
+        let newest = store
+            .make_point(NOW, PointKind::Standard)
+            .map_err(said("make a point"))?;
         compare_point(&store, newest, &self.shadow)?;
         compare_points(&store, &self.shadow)?;
         if depth == Depth::Promises {
@@ -430,7 +435,9 @@ impl Prepared {
         };
         store.receive(&stream[..]).map_err(said("receive"))?;
         apply_all(&mut store).map_err(said("apply"))?;
-        let newest = store.make_point(NOW).map_err(said("make a point"))?;
+        let newest = store
+            .make_point(NOW, PointKind::Standard)
+            .map_err(said("make a point"))?;
         store.seal().map_err(said("seal"))?;
         compare_point(&store, newest, &shadow)?;
         drop(store);
@@ -477,7 +484,9 @@ impl Prepared {
         let closing = shadow.capture_closing();
         store.receive(&closing[..]).map_err(said("receive"))?;
         apply_all(&mut store).map_err(said("apply"))?;
-        let newest = store.make_point(NOW).map_err(said("make a point"))?;
+        let newest = store
+            .make_point(NOW, PointKind::Standard)
+            .map_err(said("make a point"))?;
         store.seal().map_err(said("seal"))?;
         compare_point(&store, newest, &shadow)?;
         drop(store);

@@ -355,9 +355,10 @@ fn of_store(error: &StoreError) -> Exit {
 
 fn of_refused(refused: &Refused) -> Exit {
     match refused {
-        Refused::NoStore { .. } | Refused::NoPoint { .. } | Refused::NoDisk { .. } => {
-            Exit::NotFound
-        }
+        Refused::NoStore { .. }
+        | Refused::NoPoint { .. }
+        | Refused::NoBoundary { .. }
+        | Refused::NoDisk { .. } => Exit::NotFound,
         Refused::InUse { .. } | Refused::ImageInUse { .. } | Refused::PointInUse { .. } => {
             Exit::Unavailable
         }
@@ -387,6 +388,7 @@ fn of_refused(refused: &Refused) -> Exit {
         | Refused::Copying { .. }
         | Refused::CopyIncomplete { .. }
         | Refused::CopyNeeded
+        | Refused::NotCommitted
         | Refused::Committing
         | Refused::Committed => Exit::Refused,
     }
@@ -420,6 +422,7 @@ fn refused_hint(refused: &Refused) -> Option<&'static str> {
         | Refused::TooOld { .. }
         | Refused::NotInitial
         | Refused::NoPoint { .. }
+        | Refused::NoBoundary { .. }
         | Refused::OldCopy { .. }
         | Refused::NotEmptyForCopy { .. }
         | Refused::NotCopying
@@ -431,6 +434,7 @@ fn refused_hint(refused: &Refused) -> Option<&'static str> {
         | Refused::Copying { .. }
         | Refused::CopyIncomplete { .. }
         | Refused::CopyNeeded
+        | Refused::NotCommitted
         | Refused::PointInUse { .. }
         | Refused::Committing => None,
     }
@@ -452,6 +456,7 @@ mod tests {
         let not_found = [
             Refused::NoStore { path: path.clone() },
             Refused::NoPoint { sequence },
+            Refused::NoBoundary { number: 3 },
             Refused::NoDisk {
                 disk: "sda".parse().unwrap(),
             },
@@ -523,6 +528,7 @@ mod tests {
             Refused::Copying { sequence },
             Refused::CopyIncomplete { sequence },
             Refused::CopyNeeded,
+            Refused::NotCommitted,
             Refused::FailedOver,
             Refused::NotFailedOver { purpose: "show" },
             Refused::Committing,

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use lifeboat_nbd::{Access, ContextName, Export, Extent, Granularity, HOLE, Holes, ZERO};
 use lifeboat_store::{FailoverDisk, PointReader, RangeKind};
+use lifeboat_sys::disk::GuestDisk;
 
 /// How much of a disk is looked at for one answer; clients ask again from where it ends.
 const EXTENT_WINDOW: u64 = 256 << 20;
@@ -111,20 +112,20 @@ impl Export for FailoverExport {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.disk.read_at(offset, into)
+        self.disk.read_at(into, offset)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.write_at(offset, data)
+        self.disk.write_at(data, offset)
     }
 
     /// An overlay keeps no space for zeroes, whatever is asked.
     fn write_zeroes(&self, offset: u64, length: u64, _holes: Holes) -> io::Result<()> {
-        self.disk.write_zeroes(offset, length)
+        self.disk.zero(offset, length)
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.disk.write_zeroes(offset, length)
+        self.disk.zero(offset, length)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -7,6 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{DiskId, DiskSize, Sequence, Timestamp};
 use lifeboat_qcow2::{
     Backing, BackingFormat, Layout as ClusterLayout, SEGMENT_CLUSTER, Seal, seal,
@@ -50,6 +51,15 @@ impl Pin {
             boundary,
         }
     }
+
+    pub(crate) fn boundary(&self) -> u64 {
+        self.boundary
+    }
+
+    /// Whether it is a reference to a boundary of the store with these pins.
+    pub(crate) fn is_of(&self, pins: &Arc<Mutex<Pins>>) -> bool {
+        Arc::ptr_eq(&self.pins, pins)
+    }
 }
 
 impl Drop for Pin {
@@ -65,12 +75,13 @@ impl Drop for Pin {
 }
 
 impl Store {
-    /// Makes the newest applied moment a recovery point. Durable on return.
+    /// Makes the newest applied moment a recovery point of this kind. Durable on return. If it
+    /// is one already, it takes on the kind unless that is the standard one.
     ///
     /// # Errors
     /// Refused unless the store is a replica that holds something, and when the chain of
     /// segments has reached its limit.
-    pub fn make_point(&mut self, now: Timestamp) -> Result<Sequence, StoreError> {
+    pub fn make_point(&mut self, now: Timestamp, kind: PointKind) -> Result<Sequence, StoreError> {
         self.refuse_unless_replica()?;
         self.change(|store| {
             store.complete_apply()?;
@@ -79,26 +90,37 @@ impl Store {
                 purpose: "make a recovery point of",
             })?;
             let sequence = moment.sequence;
-            if store.point_segment(sequence).is_ok() {
+            if let Ok(segment) = store.point_segment(sequence).cloned() {
+                match kind {
+                    PointKind::Standard => {}
+                    PointKind::ApplicationConsistent | PointKind::PlannedFailover => {
+                        store.mark_point(&segment, kind)?;
+                    }
+                }
                 return Ok(sequence);
             }
             store.refuse_too_many_points()?;
             let last = store.state.segments.last().cloned();
             match last.filter(|segment| segment.moment.sequence == sequence) {
-                Some(segment) => {
-                    store.write_manifest(&SegmentState {
-                        is_point: true,
-                        ..segment.clone()
-                    })?;
-                    store.save(&Record::Point {
-                        segment: segment.number,
-                        is_point: true,
-                    })?;
-                }
-                None => store.open_boundary(now, true)?,
+                Some(segment) => store.mark_point(&segment, kind)?,
+                None => store.open_boundary(now, Some(kind))?,
             }
             store.reserve_what_fits()?;
             Ok(sequence)
+        })
+    }
+
+    /// Makes an existing boundary a recovery point of this kind.
+    fn mark_point(&mut self, segment: &SegmentState, kind: PointKind) -> Result<(), StoreError> {
+        self.write_manifest(&SegmentState {
+            is_point: true,
+            kind,
+            ..segment.clone()
+        })?;
+        self.save(&Record::Point {
+            segment: segment.number,
+            is_point: true,
+            kind,
         })
     }
 
@@ -108,7 +130,10 @@ impl Store {
     /// [`Refused::NoPoint`]; [`Refused::PointInUse`] while it is read; refused after a failover.
     pub fn remove_point(&mut self, sequence: Sequence) -> Result<(), StoreError> {
         self.refuse_unless_replica()?;
-        let segment = self.point_segment(sequence)?.number;
+        let (segment, kind) = {
+            let point = self.point_segment(sequence)?;
+            (point.number, point.kind)
+        };
         let users = self.users(segment);
         if users > 0 {
             return Err(Refused::PointInUse { sequence, users }.into());
@@ -117,6 +142,7 @@ impl Store {
             store.save(&Record::Point {
                 segment,
                 is_point: false,
+                kind,
             })?;
             files::remove(store.disk.as_ref(), &store.layout.point(sequence))?;
             store.drop_unreferenced()?;
@@ -169,7 +195,7 @@ impl Store {
     }
 
     /// Refuses one more point unless applying to sealed segments still works with it.
-    fn refuse_too_many_points(&self) -> Result<(), Refused> {
+    pub(crate) fn refuse_too_many_points(&self) -> Result<(), Refused> {
         let segments = self.state.segments.iter();
         let referenced = segments.filter(|segment| self.is_referenced(segment));
         if referenced.count() < MAX_POINTS {
@@ -209,7 +235,7 @@ impl Store {
         let applied = self.state.applied.map(|moment| moment.sequence);
         let newest = self.state.segments.last();
         if newest.is_none_or(|newest| Some(newest.moment.sequence) != applied) {
-            self.open_boundary(now, false)?;
+            self.open_boundary(now, None)?;
         }
         let newest = self.state.segments.last();
         Ok(newest.expect("BUG: a boundary was opened above").number)
@@ -224,13 +250,17 @@ impl Store {
             .last()
             .is_some_and(|segment| segment.sealed)
         {
-            self.open_boundary(now, false)?;
+            self.open_boundary(now, None)?;
         }
         Ok(())
     }
 
-    /// Opens a boundary after what the heads hold now.
-    fn open_boundary(&mut self, now: Timestamp, is_point: bool) -> Result<(), StoreError> {
+    /// Opens a boundary after what the heads hold now; a recovery point if it has a kind.
+    pub(crate) fn open_boundary(
+        &mut self,
+        now: Timestamp,
+        point: Option<PointKind>,
+    ) -> Result<(), StoreError> {
         if self.state.segments.len() >= MAX_SEGMENTS {
             // Fewer are referred to; sealed, the others can be merged away.
             self.release_for_sealing()?;
@@ -250,7 +280,9 @@ impl Store {
             number,
             moment,
             opened_at: now,
-            is_point,
+            is_point: point.is_some(),
+            kind: point.unwrap_or_default(),
+            lineage: Some(self.state.lineage.id),
             sealed: false,
             blobs: self.state.blobs.clone(),
             disks: disks.collect(),
@@ -262,7 +294,7 @@ impl Store {
             let folder = self.layout.segments(&image.id);
             self.disk.sync_dir(&folder).context("sync", &folder)?;
         }
-        if is_point {
+        if point.is_some() {
             self.write_manifest(&segment)?;
         }
         self.save(&Record::Boundary(Box::new(segment)))?;
@@ -331,7 +363,7 @@ impl Store {
         let manifest = PointManifest {
             vm: self.state.vm,
             relationship: self.state.relationship,
-            lineage: self.state.lineage,
+            lineage: self.state.lineage_of(segment),
             segment,
             disks: self.state.disks.iter().map(|disk| &disk.id).collect(),
         };

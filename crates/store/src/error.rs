@@ -111,6 +111,12 @@ pub enum Refused {
     #[error("there is no recovery point {sequence}; see `lifeboat point list`")]
     NoPoint { sequence: Sequence },
 
+    #[error("boundary {number} is gone, nothing kept it; start again from a recovery point")]
+    NoBoundary { number: u64 },
+
+    #[error("this folder holds a replica, not the VM's own disks; fail over and commit first")]
+    NotCommitted,
+
     #[error("there is no disk {disk}")]
     NoDisk { disk: DiskId },
 

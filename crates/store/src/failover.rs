@@ -4,17 +4,19 @@
 //! the failover is reverted (the overlays go) or committed (see `commit.rs`).
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lifeboat_model::{DiskId, DiskSize, Lineage, LineageId, Sequence, Timestamp};
 use lifeboat_qcow2::{Backing, BackingFormat, Below, Overlay, create_overlay, verify_wrapper};
-use lifeboat_sys::disk::{Access, ImageGuard};
+use lifeboat_sys::disk::{Access, GuestDisk, ImageGuard};
 use serde::Serialize;
 
 use crate::damage::Damage;
 use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
+use crate::layered::Layered;
 use crate::reader::View;
 use crate::record::{Failover, Phase, Record, Target};
 use crate::spool::with_causes;
@@ -171,6 +173,28 @@ impl Store {
             lineage: failover.lineage,
             disks: disks.collect(),
         })
+    }
+
+    /// The disks of a VM whose failover was committed: each is its raw head, which `image`
+    /// hands to QEMU. Nothing stands below them any more.
+    ///
+    /// # Errors
+    /// Refused before a failover was committed.
+    pub fn committed_disks(&self) -> Result<Vec<StartedDisk>, StoreError> {
+        match self.state.phase {
+            Phase::Committed(_) => {}
+            Phase::Committing(_) => return Err(Refused::Committing.into()),
+            Phase::FailingOver(_) | Phase::FailedOver(_) => return Err(Refused::FailedOver.into()),
+            Phase::Replica => return Err(Refused::NotCommitted.into()),
+        }
+        let disks = self.state.disks.iter().map(|disk| StartedDisk {
+            id: disk.id.clone(),
+            size: disk.size,
+            image: self.layout.wrapper(&disk.id),
+            below: Vec::new(),
+            head: self.layout.head(&disk.id),
+        });
+        Ok(disks.collect())
     }
 
     fn images_below(&self, disk: &DiskId, target: Target) -> Vec<PathBuf> {
@@ -346,9 +370,9 @@ impl Store {
         let guard = guard.ok_or_else(|| Refused::ImageInUse { path: path.clone() })?;
         let overlay = Overlay::open(Arc::clone(&file), Access::ReadWrite)
             .map_err(|error| image_error(&path, &error))?;
+        let below = self.below(at, failover);
         Ok(FailoverDisk {
-            overlay,
-            below: self.below(at, failover),
+            layered: Layered { overlay, below },
             _guard: guard,
         })
     }
@@ -367,77 +391,41 @@ impl Store {
     }
 }
 
-/// One disk of a failed-over VM, open for the embedded driver.
+/// One disk of a failed-over VM, open for the embedded driver. Many threads may share it.
 #[derive(Debug)]
 pub struct FailoverDisk {
-    overlay: Overlay,
-    below: View,
+    pub(crate) layered: Layered,
     _guard: ImageGuard,
 }
 
-impl FailoverDisk {
-    /// The disk's size in bytes.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.overlay.virtual_size()
+impl GuestDisk for FailoverDisk {
+    fn size(&self) -> u64 {
+        self.layered.size()
     }
 
-    /// Fills `buffer` from `offset`.
-    ///
-    /// # Errors
-    /// Beyond the end, or when an image below cannot be read.
-    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.overlay
-            .read(offset, buffer, &|offset, buffer| {
-                self.read_below(offset, buffer)
-            })
-            .map_err(io::Error::other)
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.layered.read_at(buffer, offset)
     }
 
-    /// Writes to the overlay. Durable after [`flush`](Self::flush).
-    ///
-    /// # Errors
-    /// Beyond the end, or when the file system fails.
-    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.overlay
-            .write(offset, bytes, &|offset, buffer| {
-                self.read_below(offset, buffer)
-            })
-            .map_err(io::Error::other)
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.layered.write_at(bytes, offset)
     }
 
-    /// Lets a range read as zeroes. Durable after [`flush`](Self::flush).
-    ///
-    /// # Errors
-    /// As [`write_at`](Self::write_at).
-    pub fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.overlay
-            .write_zeroes(offset, len, &|offset, buffer| {
-                self.read_below(offset, buffer)
-            })
-            .map_err(io::Error::other)
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.layered.zero(offset, len)
     }
 
-    /// Makes everything written before durable.
-    ///
-    /// # Errors
-    /// When the file system fails; the overlay then refuses further writes.
-    pub fn flush(&self) -> io::Result<()> {
-        self.overlay.flush().map_err(io::Error::other)
+    /// Does nothing: where a write goes in the overlay is decided when it comes.
+    fn allocate(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
     }
 
-    /// Reads what the guest would see without the overlay: zeroes beyond the point's size.
-    fn read_below(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let there = self
-            .below
-            .size
-            .saturating_sub(offset)
-            .min(buffer.len() as u64) as usize;
-        buffer[there..].fill(0);
-        if there == 0 {
-            return Ok(());
-        }
-        self.below.read_at(offset, &mut buffer[..there])
+    fn flush(&self) -> io::Result<()> {
+        self.layered.flush()
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.layered.next_data(offset)
     }
 }
 

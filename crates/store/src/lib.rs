@@ -28,9 +28,12 @@ mod files;
 mod image;
 mod index;
 mod journal;
+mod keyed;
+mod layered;
 mod layout;
 mod merge;
 mod mixed;
+mod pin;
 mod reader;
 mod receive;
 mod record;
@@ -49,7 +52,11 @@ pub use copy::{CopyStatus, Heads, NewCopy};
 pub use damage::Damage;
 pub use error::{Refused, StoreError};
 pub use failover::{FailoverDisk, FailoverTarget, StartedDisk, StartedFailover};
+pub use keyed::{
+    DigestUnit, HeadDigester, KEYED_DIGEST_LEN, MAX_DIGESTED_BYTES, UnknownUnit, keyed_digest,
+};
 pub use mixed::CopyKind;
+pub use pin::{BoundaryPin, ScratchDisk};
 pub use reader::{PointReader, RangeKind};
 pub use receive::Received;
 pub use store::{AppliedDelta, DiskStatus, NewStore, Pending, Point, Role, Status, Store};

@@ -16,6 +16,7 @@ use crate::boundary::Pin;
 use crate::damage::Damage;
 use crate::image::Chain;
 use crate::index::Saved;
+use crate::layered::next_data;
 use crate::segment::Segment;
 
 /// One disk at one recovery point. Keeps the point from being removed, and the store from
@@ -23,8 +24,8 @@ use crate::segment::Segment;
 #[derive(Debug)]
 pub struct PointReader {
     view: View,
-    _pin: Pin,
-    _lock: Arc<dyn DiskFile>,
+    pin: Pin,
+    lock: Arc<dyn DiskFile>,
 }
 
 /// What a range of a point holds.
@@ -38,11 +39,7 @@ pub enum RangeKind {
 
 impl PointReader {
     pub(crate) fn new(view: View, pin: Pin, lock: Arc<dyn DiskFile>) -> Self {
-        Self {
-            view,
-            _pin: pin,
-            _lock: lock,
-        }
+        Self { view, pin, lock }
     }
 
     /// The disk's size at the point, in bytes.
@@ -57,6 +54,18 @@ impl PointReader {
     /// `UnexpectedEof` beyond the disk's end, `InvalidData` for blocks that are lost or damaged.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.view.read_at(offset, buffer)
+    }
+
+    /// The first range at or after `offset` that may hold data; what comes before it is zero.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        next_data(&self.view, offset)
+    }
+
+    pub(crate) fn into_parts(self) -> (View, Pin, Arc<dyn DiskFile>) {
+        (self.view, self.pin, self.lock)
     }
 
     /// Which parts of a range hold data, in order and without gaps.

@@ -3,8 +3,10 @@
 //! [`State::after`] is the only way a state changes. It is pure: the same records give the
 //! same state, on every host and after every crash.
 
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{
-    Consistency, DeltaId, DiskId, DiskSize, Lineage, RelationshipId, Sequence, Timestamp, VmId,
+    Consistency, DeltaId, DiskId, DiskSize, Lineage, LineageId, RelationshipId, Sequence,
+    Timestamp, VmId,
 };
 use lifeboat_qcow2::SEGMENT_CLUSTER;
 use serde::{Deserialize, Serialize};
@@ -83,6 +85,12 @@ pub(crate) struct SegmentState {
     pub(crate) opened_at: Timestamp,
     /// Whether the boundary is a recovery point.
     pub(crate) is_point: bool,
+    /// The point's kind; stores of before have standard ones only.
+    #[serde(default)]
+    pub(crate) kind: PointKind,
+    /// The lineage of the moment; absent in stores of before, where it is the store's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) lineage: Option<LineageId>,
     pub(crate) sealed: bool,
     /// The blobs that belong to the boundary.
     pub(crate) blobs: Vec<BlobRef>,
@@ -184,6 +192,8 @@ pub(crate) enum Record {
     Point {
         segment: u64,
         is_point: bool,
+        #[serde(default)]
+        kind: PointKind,
     },
     Sealed {
         segment: u64,
@@ -269,7 +279,15 @@ impl State {
                 self.next_segment = segment.number + 1;
                 self.segments.push(*segment);
             }
-            Record::Point { segment, is_point } => self.segment_mut(segment)?.is_point = is_point,
+            Record::Point {
+                segment,
+                is_point,
+                kind,
+            } => {
+                let segment = self.segment_mut(segment)?;
+                segment.is_point = is_point;
+                segment.kind = kind;
+            }
             Record::Sealed { segment } => self.segment_mut(segment)?.sealed = true,
             Record::Dropped { segment } => {
                 if self.segments.first().map(|first| first.number) != Some(segment) {
@@ -400,6 +418,13 @@ impl State {
     /// The newest segment, if it still takes preimages.
     pub(crate) fn open_segment(&self) -> Option<&SegmentState> {
         self.segments.last().filter(|segment| !segment.sealed)
+    }
+
+    /// The lineage of a segment's moment.
+    pub(crate) fn lineage_of(&self, segment: &SegmentState) -> Lineage {
+        let mut ancestors = self.ancestors.iter();
+        let dead = ancestors.find(|ancestor| Some(ancestor.id) == segment.lineage);
+        dead.copied().unwrap_or(self.lineage)
     }
 
     /// The segment at whose boundary the heads were consistent last, while they are not.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{
     Consistency, DeltaId, DiskId, DiskSize, Lineage, LineageId, MAX_DISKS, RelationshipId,
     Sequence, Timestamp, VmId,
@@ -73,6 +74,10 @@ pub struct Point {
     pub captured_at: Timestamp,
     pub opened_at: Timestamp,
     pub consistency: Consistency,
+    pub kind: PointKind,
+    /// The lineage of the moment. Another one than the store's after a reversal: then the point
+    /// holds what the side that lost had written.
+    pub lineage: LineageId,
     /// Whether stock QEMU tools can open it now, and the file to open per disk.
     pub sealed: bool,
     pub disks: Vec<PointDisk>,
@@ -394,6 +399,8 @@ impl Store {
             captured_at: segment.moment.captured_at,
             opened_at: segment.opened_at,
             consistency: segment.moment.consistency,
+            kind: segment.kind,
+            lineage: self.state.lineage_of(segment).id,
             sealed,
             disks: disks.collect(),
         }

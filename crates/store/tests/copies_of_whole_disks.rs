@@ -11,6 +11,7 @@ use lifeboat_harness::{
     Activity, Random, ShadowVm, compare_point, compare_points, copy_piece, copy_rest, decode_piece,
     read_failover_disk,
 };
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{LineageId, Sequence, Timestamp};
 use lifeboat_store::{
     ChunkError, ChunkPlace, CopyKind, FailoverTarget, Heads, NewCopy, Refused, Role, Store,
@@ -58,7 +59,7 @@ fn replica(disk: &Recorder, seed: u64) -> (Store, ShadowVm) {
         shadow.work(Activity::MIXED);
         store.receive(&shadow.capture()[..]).unwrap();
         apply_all(&mut store);
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
     }
     shadow.work(Activity::MIXED);
     store.receive(&shadow.capture()[..]).unwrap();
@@ -88,14 +89,14 @@ fn an_initial_copy_becomes_the_first_point_when_a_delta_closes_it() {
     assert_eq!(store.heads(), Heads::Mixed(None));
     copy_rest(&mut store, &mut shadow, &mut Random::new(1)).unwrap();
     assert!(matches!(
-        refusal(store.make_point(NOW)),
+        refusal(store.make_point(NOW, PointKind::Standard)),
         Refused::Mixed { .. }
     ));
     let fail_over = store.start_failover(FailoverTarget::Newest, LINEAGE, NOW, &mut |_| {});
     assert!(matches!(refusal(fail_over), Refused::NothingApplied { .. }));
     close(&mut store, &mut shadow);
     assert_eq!(store.copy_status(), None);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     assert_eq!(store.heads(), Heads::Consistent(point));
     compare_point(&store, point, &shadow).unwrap();
     refuse_findings(&store);
@@ -144,7 +145,7 @@ fn points_and_the_last_moment_survive_a_resynchronization() {
             refuse_findings(&store);
         }
         close(&mut store, &mut shadow);
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         compare_points(&store, &shadow).unwrap();
         assert_eq!(store.points().len(), 3);
         refuse_findings(&store);
@@ -181,7 +182,7 @@ fn a_failover_during_a_resynchronization_starts_from_the_last_moment() {
         begin(&mut store, &mut shadow, CopyKind::Resync);
         copy_rest(&mut store, &mut shadow, &mut Random::new(1)).unwrap();
         close(&mut store, &mut shadow);
-        let point = store.make_point(NOW).unwrap();
+        let point = store.make_point(NOW, PointKind::Standard).unwrap();
         compare_point(&store, point, &shadow).unwrap();
         compare_points(&store, &shadow).unwrap();
     }
@@ -224,7 +225,7 @@ fn a_closing_delta_with_a_receipt_outlives_a_failover_to_the_last_moment() {
     drop(store);
     let mut store = open(&disk);
     apply_all(&mut store);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, point, &shadow).unwrap();
 }
 
@@ -292,7 +293,7 @@ fn what_does_not_continue_the_copy_is_refused() {
     store.write_chunk(&late).unwrap();
     apply_all(&mut store);
     assert_eq!(refusal(store.write_chunk(&late)), Refused::NotCopying);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, point, &shadow).unwrap();
 }
 
@@ -362,7 +363,7 @@ fn a_rotten_closing_delta_is_never_skipped_for_one_that_builds_on_it() {
     begin(&mut store, &mut shadow, CopyKind::Resync);
     copy_rest(&mut store, &mut shadow, &mut Random::new(2)).unwrap();
     close(&mut store, &mut shadow);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, point, &shadow).unwrap();
     compare_points(&store, &shadow).unwrap();
     refuse_findings(&store);
@@ -378,7 +379,7 @@ fn carry_on(disk: &Recorder, shadow: &mut ShadowVm, copy: NewCopy) -> Result<(),
     shadow.work(Activity::BLOCKS);
     store.receive(&shadow.capture_closing()[..]).map_err(said)?;
     while store.apply_next(&mut |_| {}).map_err(said)?.is_some() {}
-    let point = store.make_point(NOW).map_err(said)?;
+    let point = store.make_point(NOW, PointKind::Standard).map_err(said)?;
     compare_point(&store, point, shadow)?;
     compare_points(&store, shadow)?;
     let findings = store.verify(&mut |_| {}).map_err(said)?.findings;
@@ -493,7 +494,7 @@ fn a_piece_for_which_there_is_no_room_is_refused_before_anything_is_written() {
     store.write_chunk(&piece).unwrap();
     copy_rest(&mut store, &mut shadow, &mut Random::new(1)).unwrap();
     close(&mut store, &mut shadow);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, point, &shadow).unwrap();
 }
 

@@ -27,6 +27,7 @@ use lifeboat_harness::{
     Activity, Random, ShadowVm, compare_image, compare_point, compare_points, qemu_io,
     read_failover_disk,
 };
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{Consistency, LineageId, Sequence, Timestamp};
 use lifeboat_store::{FailoverTarget, NewStore, Refused, Store, StoreError};
 use lifeboat_stream::{Base, Compression, Disk, Encoder, Header, Kind, Layout, Manifest, Options};
@@ -138,7 +139,7 @@ fn s1_8_commit_of_an_older_point_after_growth_reads_zeroes_beyond() {
     let (_folder, _, mut store, mut shadow) = on_files(&[3 * MIB + 512]);
     shadow.write(0, 0, &random_bytes(3 * MIB + 512, 1));
     deliver(&mut store, &mut shadow);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     shadow.resize(0, 5 * MIB);
     shadow.write(0, 3 * MIB, &random_bytes(2 * MIB, 2));
     deliver(&mut store, &mut shadow);
@@ -159,10 +160,10 @@ fn s1_9_a_sealed_segment_never_changes() {
     let (_folder, root, mut store, mut shadow) = on_files(&[2 * MIB]);
     shadow.work(Activity::MIXED);
     deliver(&mut store, &mut shadow);
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     shadow.work(Activity::MIXED);
     deliver(&mut store, &mut shadow);
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     store.seal().unwrap();
     let sealed = root.join("disks/disk0/seg/1.qcow2");
     let bytes = std::fs::read(&sealed).unwrap();
@@ -170,7 +171,7 @@ fn s1_9_a_sealed_segment_never_changes() {
     for _ in 0..3 {
         shadow.work(Activity::MIXED);
         deliver(&mut store, &mut shadow);
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         store.seal().unwrap();
     }
     assert!(std::fs::read(&sealed).unwrap() == bytes);
@@ -201,7 +202,7 @@ fn s1_11_hole_and_zero_preimages_are_written_down() {
         .open(root.join("disks/disk0/head.raw"))
         .unwrap();
     std::os::unix::fs::FileExt::write_all_at(&head, &[0; 16 * 4096], 0).unwrap();
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     // All of it, the partial last block too, gets data.
     shadow.write(0, 0, &random_bytes(size, 2));
     deliver(&mut store, &mut shadow);
@@ -218,7 +219,7 @@ fn s2_7_preimages_of_scattered_blocks_take_little_more_than_themselves() {
     let (_folder, root, mut store, mut shadow) = on_files(&[64 * MIB]);
     shadow.write(0, 0, &random_bytes(64 * MIB, 1));
     deliver(&mut store, &mut shadow);
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     let mut random = Random::new(2);
     let mut blocks = std::collections::BTreeSet::new();
     while blocks.len() < 1000 {
@@ -245,7 +246,7 @@ fn s2_8_the_chain_is_capped() {
     deliver(&mut store, &mut shadow);
     let mut refused = 0;
     for _ in 0..40 {
-        match store.make_point(NOW) {
+        match store.make_point(NOW, PointKind::Standard) {
             Ok(_) => {}
             Err(StoreError::Refused(Refused::TooManySegments { .. })) => refused += 1,
             Err(error) => panic!("{error:?}"),
@@ -263,7 +264,7 @@ fn s2_8_the_chain_is_capped() {
     store
         .remove_point(points[points.len() / 2].sequence)
         .unwrap();
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     compare_points(&store, &shadow).unwrap();
 }
 
@@ -351,7 +352,7 @@ fn s2_12_a_trim_of_much_gives_the_head_space_back_in_slices() {
     let base = write_stream(&stream, &new, None, DATA);
     store.receive(File::open(&stream).unwrap()).unwrap();
     apply_all(&mut store);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     write_stream(&stream, &new, Some(base), DATA);
     assert!(std::fs::metadata(&stream).unwrap().len() < 64 << 10);
     store.receive(File::open(&stream).unwrap()).unwrap();
@@ -386,7 +387,7 @@ fn s2_16_two_changes_of_one_block_save_it_once_and_whole() {
     let (mut store, mut shadow) = in_memory(&[100 * 512]);
     shadow.write(0, 0, &random_bytes(100 * 512, 1));
     deliver(&mut store, &mut shadow);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     // Two sectors of each block, apart, travel as two frames.
     for block in 0..12 {
         shadow.write(0, block * 4096, &random_bytes(512, block));

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use lifeboat_harness::{
     Activity, Depth, Facts, Operation, Random, ShadowVm, SmallVolume, compare_point, compare_points,
 };
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{LineageId, Timestamp};
 use lifeboat_store::{FailoverTarget, Refused, Store, StoreError};
 use lifeboat_sys::disk::{CrashChoice, DiskPort, Fault, FaultDisk, RealDisk, Recorder};
@@ -143,7 +144,7 @@ impl Tight {
         let first = shadow.capture();
         store.receive(&first[..]).unwrap();
         apply_all(&mut store);
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         Self {
             store,
             shadow,
@@ -198,7 +199,7 @@ fn apply_on_a_full_disk(volume: &SmallVolume, name: &str) {
     assert_full(volume);
     apply_all(&mut tight.store);
     drop(filler);
-    let newest = tight.store.make_point(NOW).unwrap();
+    let newest = tight.store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&tight.store, newest, &tight.shadow).unwrap();
     compare_points(&tight.store, &tight.shadow).unwrap();
     drop(tight);
@@ -228,7 +229,7 @@ fn open_and_apply_on_a_full_disk(volume: &SmallVolume, name: &str) {
     drop(filler);
     drop(store);
     let mut store = Store::open(Arc::new(RealDisk), &root, "test").unwrap();
-    let newest = store.make_point(NOW).unwrap();
+    let newest = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, newest, &shadow).unwrap();
     compare_points(&store, &shadow).unwrap();
     drop(store);
@@ -260,7 +261,7 @@ fn receive_on_a_full_disk(volume: &SmallVolume, name: &str) {
     // The store was not opened again meanwhile.
     tight.store.receive(&stream[..]).unwrap();
     apply_all(&mut tight.store);
-    let newest = tight.store.make_point(NOW).unwrap();
+    let newest = tight.store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&tight.store, newest, &tight.shadow).unwrap();
     drop(tight);
     std::fs::remove_dir_all(&root).unwrap();
@@ -294,7 +295,7 @@ fn blocks_scattered_over_a_disk_are_applied_on_a_full_disk() {
     let mut store = Store::init(Arc::new(RealDisk), &root, &shadow.new_store(), "test").unwrap();
     store.receive(&shadow.capture()[..]).unwrap();
     apply_all(&mut store);
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     let mut random = Random::new(5);
     let mut bytes = [0; 512];
     for at in 0..6000 {
@@ -404,7 +405,7 @@ fn a_failed_sync_stops_the_store_until_it_is_opened_again() {
         };
         assert!(matches!(error, StoreError::Io { .. }), "{error:?}");
         for outcome in [
-            store.make_point(NOW).map(|_| ()),
+            store.make_point(NOW, PointKind::Standard).map(|_| ()),
             store.seal(),
             store.receive(&prepared.stream[..]).map(|_| ()),
             store.apply_next(&mut |_| {}).map(|_| ()),

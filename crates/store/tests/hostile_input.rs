@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lifeboat_harness::{Activity, Random, ShadowVm, compare_point, compare_points};
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{
     Consistency, DeltaId, DiskId, LineageId, RelationshipId, Sequence, Timestamp,
 };
@@ -28,7 +29,7 @@ fn replica() -> (Recorder, Store, ShadowVm) {
     let port: Arc<dyn DiskPort> = Arc::new(disk.clone());
     let mut store = Store::init(port, Path::new(ROOT), &shadow.new_store(), "test").unwrap();
     deliver(&mut store, &mut shadow);
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     deliver(&mut store, &mut shadow);
     (disk, store, shadow)
 }
@@ -99,7 +100,7 @@ fn refused(forge: impl FnOnce(&mut Forged)) -> Refused {
     let spool = disk.list(Path::new("/store/spool")).unwrap();
     assert_eq!(spool.len(), 1, "{refused}: left behind: {spool:?}");
     deliver(&mut store, &mut shadow);
-    let newest = store.make_point(NOW).unwrap();
+    let newest = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, newest, &shadow).unwrap();
     compare_points(&store, &shadow).unwrap();
     refused
@@ -218,7 +219,7 @@ fn a_replayed_delta_changes_nothing_however_late_it_comes() {
         }
         assert!(store.pending().is_empty());
     }
-    let newest = store.make_point(NOW).unwrap();
+    let newest = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, newest, &shadow).unwrap();
 }
 
@@ -292,7 +293,7 @@ fn a_stream_cut_anywhere_or_with_any_byte_changed_leaves_nothing_behind() {
     println!("{count} damaged streams refused");
     store.receive(&stream[..]).unwrap();
     apply_all(&mut store);
-    let newest = store.make_point(NOW).unwrap();
+    let newest = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, newest, &shadow).unwrap();
 }
 

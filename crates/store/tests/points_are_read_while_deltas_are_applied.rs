@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lifeboat_harness::{Activity, Random, ShadowVm, compare_points, run_tool};
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{Sequence, Timestamp};
 use lifeboat_nbd::{
     Access, ContextName, Export, ExportSet, Extent, Granularity, HOLE, Holes, ListenAddress,
@@ -88,7 +89,9 @@ fn work(store: &mut Store, shadow: &mut ShadowVm, random: &mut Random, kept: &[S
             };
             deliver(store, shadow, activity);
         }
-        6 | 7 if store.points().len() < 12 => _ = store.make_point(NOW).unwrap(),
+        6 | 7 if store.points().len() < 12 => {
+            store.make_point(NOW, PointKind::Standard).unwrap();
+        }
         8 => store.seal().unwrap(),
         _ => {
             let points = store.points();
@@ -111,7 +114,7 @@ fn read_during_work(disk: Arc<dyn DiskPort>, root: &Path, seed: u64) -> (u64, u6
     let mut kept = Vec::new();
     for _ in 0..2 {
         deliver(&mut store, &mut shadow, Activity::MIXED);
-        kept.push(store.make_point(NOW).unwrap());
+        kept.push(store.make_point(NOW, PointKind::Standard).unwrap());
     }
     let (stop, reads) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut steps = 0;
@@ -269,7 +272,7 @@ fn stock_nbd_clients_copy_a_point_rightly_while_deltas_are_applied() {
     for _ in 0..4 {
         deliver(&mut store, &mut shadow, Activity::MIXED);
     }
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     let expected = shadow.at(point)[0].clone();
     let reader = store.reader(point, &shadow.names()[0]).unwrap();
     let exports = ExportSet::new();
@@ -315,7 +318,7 @@ fn a_store_is_not_opened_again_while_a_reader_of_the_old_one_is_left() {
     let mut shadow = ShadowVm::new(1, &[100 * 512]);
     let mut store = Store::init(Arc::clone(&disk), root, &shadow.new_store(), "first").unwrap();
     deliver(&mut store, &mut shadow, Activity::MIXED);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     let reader = store.reader(point, &shadow.names()[0]).unwrap();
     drop(store);
     // Another owner would apply to the head that this reader reads.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lifeboat_harness::{Activity, Random, ShadowVm, compare_point, compare_points};
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{Sequence, Timestamp};
 use lifeboat_store::Store;
 use lifeboat_sys::disk::{DiskPort, Recorder};
@@ -41,7 +42,9 @@ fn random_life(seed: u64, disk: &Arc<dyn DiskPort>, steps: u64) {
                 }
             }
             4..6 => apply_all(&mut store),
-            6..9 if store.applied() > Sequence::ZERO => _ = store.make_point(NOW).unwrap(),
+            6..9 if store.applied() > Sequence::ZERO => {
+                _ = store.make_point(NOW, PointKind::Standard).unwrap()
+            }
             9 => {
                 let points = store.points();
                 if !points.is_empty() {
@@ -59,7 +62,7 @@ fn random_life(seed: u64, disk: &Arc<dyn DiskPort>, steps: u64) {
     }
     apply_all(&mut store);
     if store.applied() > Sequence::ZERO {
-        let newest = store.make_point(NOW).unwrap();
+        let newest = store.make_point(NOW, PointKind::Standard).unwrap();
         compare_point(&store, newest, &shadow)
             .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use lifeboat_harness::ShadowVm;
 use lifeboat_model::Timestamp;
+use lifeboat_model::contract::PointKind;
 use lifeboat_store::Store;
 use lifeboat_sys::disk::{Access, Cloned, DiskFile, DiskPort, Entry, EntryKind, Recorder};
 
@@ -200,7 +201,7 @@ fn a_reader_whose_head_is_cut_and_then_overwritten_still_reads_its_point() {
     shadow.write(0, 0, &[1; 32 * 4096]);
     store.receive(&shadow.capture()[..]).unwrap();
     store.apply_next(&mut |_| {}).unwrap();
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
 
     shadow.resize(0, 16 * 4096);
     store.receive(&shadow.capture()[..]).unwrap();

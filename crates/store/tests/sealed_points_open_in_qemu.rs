@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lifeboat_harness::{
     Activity, Random, ShadowVm, check_image, compare_image, compare_points, qemu_io, run_tool,
 };
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{LineageId, Sequence, Timestamp};
 use lifeboat_store::{FailoverTarget, Refused, StartedFailover, Store, StoreError};
 use lifeboat_sys::disk::{DiskPort, RealDisk};
@@ -39,7 +40,7 @@ fn store_with_points(root: &Path, seed: u64, sizes: &[u64], points: u64) -> (Sto
     let mut store = Store::init(port(), root, &shadow.new_store(), "test").unwrap();
     receive_and_apply(&mut store, &mut shadow, Activity::MIXED);
     for _ in 0..points {
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         receive_and_apply(&mut store, &mut shadow, Activity::MIXED);
     }
     (store, shadow)
@@ -107,7 +108,7 @@ fn every_sealed_point_of_a_random_life_is_what_qemu_img_reads() {
                     }
                     receive_and_apply(&mut store, &mut shadow, Activity::MIXED);
                 }
-                3..5 => _ = store.make_point(NOW).unwrap(),
+                3..5 => _ = store.make_point(NOW, PointKind::Standard).unwrap(),
                 5 if store.points().len() > 2 => {
                     let points = store.points();
                     let victim = random.below(points.len() as u64) as usize;
@@ -137,11 +138,11 @@ fn points_of_a_disk_that_grew_and_shrank_keep_their_sizes() {
     let root = folder.path().join("store");
     let (mut store, mut shadow) = store_with_points(&root, 1, &[700 * 512], 1);
     for sectors in [1501, 9, 1, 4097, 800] {
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         shadow.resize(0, sectors * 512);
         receive_and_apply(&mut store, &mut shadow, Activity::MIXED);
     }
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     store.seal().unwrap();
     let points = images_of_points(&store);
     drop(store);
@@ -299,7 +300,7 @@ fn a_revert_leaves_nothing_of_what_qemu_wrote() {
         assert!(started.disks.iter().all(|disk| !disk.image.exists()));
         compare_points(&store, &shadow).unwrap();
         apply_all(&mut store);
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         store.seal().unwrap();
         let points = images_of_points(&store);
         drop(store);

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use lifeboat_harness::{
     Activity, ShadowVm, compare_point, compare_points, read_failover_disk, read_file,
 };
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{LineageId, Sequence, Timestamp};
 use lifeboat_store::{FailoverTarget, Refused, Role, Store, StoreError};
-use lifeboat_sys::disk::{Access, CrashChoice, DiskPort, RealDisk, Recorder};
+use lifeboat_sys::disk::{Access, CrashChoice, DiskPort, GuestDisk, RealDisk, Recorder};
 
 const ROOT: &str = "/store";
 const NOW: Timestamp = Timestamp::from_micros(1);
@@ -48,7 +49,7 @@ fn delta_path(shadow: &ShadowVm, sequence: Sequence) -> PathBuf {
 #[test]
 fn a_failed_over_disk_reads_zeroes_wherever_the_point_was_smaller() {
     let (_disk, mut shadow, mut store) = replica(&[16 * 4096]);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     shadow.resize(0, 64 * 4096);
     write_block(&mut shadow, 40, 0xEE);
     store.receive(&shadow.capture()[..]).unwrap();
@@ -58,10 +59,10 @@ fn a_failed_over_disk_reads_zeroes_wherever_the_point_was_smaller() {
         .unwrap();
     let guest = store.failover_disk(&shadow.names()[0]).unwrap();
     let mut block = [0xA5; 4096];
-    guest.read_at(40 * 4096, &mut block).unwrap();
+    guest.read_at(&mut block, 40 * 4096).unwrap();
     assert_eq!(block, [0; 4096]);
-    guest.write_at(41 * 4096 + 512, &[1; 512]).unwrap();
-    guest.read_at(41 * 4096, &mut block).unwrap();
+    guest.write_at(&[1; 512], 41 * 4096 + 512).unwrap();
+    guest.read_at(&mut block, 41 * 4096).unwrap();
     assert_eq!((block[511], block[512], block[1024]), (0, 1, 0));
 }
 
@@ -87,7 +88,7 @@ fn a_delta_whose_base_is_missing_from_the_spool_is_not_applied() {
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
     drop(store);
     let mut store = open(&disk);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, point, &shadow).unwrap();
 }
 
@@ -96,7 +97,7 @@ fn as_many_points_as_the_chain_holds_keep_nobody_from_applying() {
     let (_disk, mut shadow, mut store) = replica(&[16 * 4096]);
     let mut refused = None;
     for byte in 0..40 {
-        match store.make_point(NOW) {
+        match store.make_point(NOW, PointKind::Standard) {
             Ok(_) => {}
             Err(error) => {
                 refused = Some(error);
@@ -125,7 +126,7 @@ fn as_many_points_as_the_chain_holds_keep_nobody_from_applying() {
 fn points_removed_from_the_middle_make_room_for_others() {
     let (_disk, mut shadow, mut store) = replica(&[16 * 4096]);
     for byte in 0..100 {
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         write_block(&mut shadow, u64::from(byte % 16), byte);
         store.receive(&shadow.capture()[..]).unwrap();
         apply_all(&mut store);
@@ -142,7 +143,7 @@ fn a_moment_is_one_recovery_point_whatever_failed_before() {
     let mut boundaries = 0;
     for others in 0..40 {
         let (disk, mut shadow, mut store) = replica(&[16 * 4096]);
-        let point = store.make_point(NOW).unwrap();
+        let point = store.make_point(NOW, PointKind::Standard).unwrap();
         store.seal().unwrap();
         write_block(&mut shadow, 3, 1);
         store.receive(&shadow.capture()[..]).unwrap();
@@ -154,7 +155,7 @@ fn a_moment_is_one_recovery_point_whatever_failed_before() {
         let mut store = open(&disk);
         if !store.status().unwrap().applying && store.applied() == point {
             boundaries = boundaries.max(store.status().unwrap().segments);
-            assert_eq!(store.make_point(NOW).unwrap(), point);
+            assert_eq!(store.make_point(NOW, PointKind::Standard).unwrap(), point);
         }
         let points = store.points();
         let same = points.iter().filter(|other| other.sequence == point);
@@ -210,7 +211,7 @@ fn assert_divergence_is_complete(disk: &Recorder, shadow: &ShadowVm) {
 fn the_divergence_map_holds_deltas_that_were_never_applied() {
     for newest in [true, false] {
         let (disk, mut shadow, mut store) = replica(&[16 * 4096, 16 * 4096]);
-        let point = store.make_point(NOW).unwrap();
+        let point = store.make_point(NOW, PointKind::Standard).unwrap();
         shadow.work(Activity::MIXED);
         store.receive(&shadow.capture()[..]).unwrap();
         apply_all(&mut store);
@@ -233,7 +234,7 @@ fn the_divergence_map_holds_deltas_that_were_never_applied() {
 #[test]
 fn the_divergence_map_holds_what_a_disk_grew_by_since_the_point() {
     let (disk, mut shadow, mut store) = replica(&[16 * 4096 + 512]);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     shadow.resize(0, 64 * 4096);
     write_block(&mut shadow, 40, 0xEE);
     write_block(&mut shadow, 16, 0xEF);
@@ -258,7 +259,7 @@ fn rot(disk: &Recorder, path: &Path, offset: u64) {
 fn a_delta_that_rots_in_the_spool_keeps_nobody_from_the_rest() {
     for offset in [3, 600] {
         let (disk, mut shadow, mut store) = replica(&[16 * 4096]);
-        let point = store.make_point(NOW).unwrap();
+        let point = store.make_point(NOW, PointKind::Standard).unwrap();
         write_block(&mut shadow, 3, 1);
         let stream = shadow.capture();
         let rotten = store.receive(&stream[..]).unwrap().receipt.sequence;
@@ -290,7 +291,7 @@ fn a_delta_that_rots_in_the_spool_keeps_nobody_from_the_rest() {
         if store.tip() == store.applied() {
             assert!(!store.receive(&stream[..]).unwrap().repeated);
             apply_all(&mut store);
-            let newest = store.make_point(NOW).unwrap();
+            let newest = store.make_point(NOW, PointKind::Standard).unwrap();
             compare_point(&store, newest, &shadow).unwrap();
             assert_eq!(store.verify(&mut |_| {}).unwrap().findings, []);
         }
@@ -300,7 +301,7 @@ fn a_delta_that_rots_in_the_spool_keeps_nobody_from_the_rest() {
 /// A replica whose power failed in the middle of an apply, and whose spool has rotted then.
 fn half_applied_and_rotten() -> (Recorder, ShadowVm, Sequence) {
     let (disk, mut shadow, mut store) = replica(&[64 * 4096 + 512]);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     shadow.resize(0, 40 * 4096);
     shadow.work(Activity::BLOCKS);
     let sequence = store
@@ -377,7 +378,7 @@ fn a_whole_delta_goes_over_a_rotten_one_that_is_half_applied() {
         drop(store);
         let mut store = open(&disk);
         apply_all(&mut store);
-        let newest = store.make_point(NOW).unwrap();
+        let newest = store.make_point(NOW, PointKind::Standard).unwrap();
         compare_point(&store, newest, &shadow).unwrap();
         compare_points(&store, &shadow).unwrap();
         store.seal().unwrap();
@@ -421,7 +422,7 @@ fn what_others_put_into_the_spool_is_never_applied() {
     assert!(store.apply_next(&mut |_| {}).is_err());
     drop(store);
     let mut store = open(&disk);
-    let point = store.make_point(NOW).unwrap();
+    let point = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, point, &shadow).unwrap();
 }
 
@@ -431,7 +432,7 @@ fn a_full_disk_keeps_nobody_from_failing_over_to_a_point() {
         let (disk, mut shadow, mut store) = replica(&sizes);
         let mut points = Vec::new();
         for byte in 0..3 {
-            points.push(store.make_point(NOW).unwrap());
+            points.push(store.make_point(NOW, PointKind::Standard).unwrap());
             write_block(&mut shadow, byte, 1 + byte as u8);
             store.receive(&shadow.capture()[..]).unwrap();
             apply_all(&mut store);
@@ -478,7 +479,7 @@ fn a_failed_over_store_that_was_moved_names_its_own_head() {
 fn a_full_disk_keeps_nobody_from_removing_points() {
     let (disk, mut shadow, mut store) = replica(&[64 * 4096]);
     for _ in 0..5 {
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
         shadow.work(Activity::BLOCKS);
         store.receive(&shadow.capture()[..]).unwrap();
         apply_all(&mut store);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lifeboat_harness::{Activity, Random, ShadowVm, compare_point, compare_points, copy_folder};
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{LineageId, Timestamp};
 use lifeboat_store::{FailoverTarget, Refused, Role, Store, StoreError};
 use lifeboat_sys::disk::RealDisk;
@@ -39,7 +40,7 @@ impl Closed {
             Store::init(Arc::new(RealDisk), &root, &shadow.new_store(), "test").unwrap();
         for _ in 0..2 {
             deliver(&mut store, &mut shadow);
-            store.make_point(NOW).unwrap();
+            store.make_point(NOW, PointKind::Standard).unwrap();
         }
         deliver(&mut store, &mut shadow);
         if seal {
@@ -126,7 +127,7 @@ fn a_waiting_delta_that_has_rotted_is_never_applied() {
     std::fs::write(&delta, &intact).unwrap();
     let mut store = closed.open().unwrap();
     apply_all(&mut store);
-    let newest = store.make_point(NOW).unwrap();
+    let newest = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, newest, &closed.shadow).unwrap();
 }
 
@@ -155,7 +156,7 @@ fn a_delta_whose_base_is_gone_from_the_spool_is_never_applied() {
     std::fs::write(&lost, kept).unwrap();
     let mut store = closed.open().unwrap();
     apply_all(&mut store);
-    let newest = store.make_point(NOW).unwrap();
+    let newest = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, newest, &closed.shadow).unwrap();
 }
 
@@ -175,7 +176,7 @@ fn a_journal_with_a_changed_byte_in_its_middle_is_refused_and_a_torn_end_is_not(
     let mut store = closed.open().unwrap();
     apply_all(&mut store);
     for _ in 0..3 {
-        store.make_point(NOW).unwrap();
+        store.make_point(NOW, PointKind::Standard).unwrap();
     }
     drop(store);
     let journal = closed.path("journal");
@@ -237,7 +238,7 @@ fn a_symlink_in_place_of_a_file_is_never_followed() {
     }
     let mut store = closed.open().unwrap();
     apply_all(&mut store);
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     compare_points(&store, &closed.shadow).unwrap();
     assert_eq!(std::fs::read(&secret).unwrap(), b"not to be touched");
 }
@@ -415,7 +416,7 @@ fn a_commit_finds_a_rotten_segment_before_anything_is_changed() {
     store.revert_failover().unwrap();
     compare_points(&store, &closed.shadow).unwrap();
     apply_all(&mut store);
-    let newest = store.make_point(NOW).unwrap();
+    let newest = store.make_point(NOW, PointKind::Standard).unwrap();
     compare_point(&store, newest, &closed.shadow).unwrap();
 }
 

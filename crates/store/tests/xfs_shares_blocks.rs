@@ -8,9 +8,10 @@ use std::sync::Arc;
 use lifeboat_harness::{
     Activity, Random, ShadowVm, compare_image, compare_points, read_file, run_tool,
 };
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{LineageId, Sequence, Timestamp};
 use lifeboat_store::{FailoverTarget, Store};
-use lifeboat_sys::disk::{Cloned, DiskPort, RealDisk};
+use lifeboat_sys::disk::{Cloned, DiskPort, GuestDisk, RealDisk};
 use tempfile::TempDir;
 
 const NOW: Timestamp = Timestamp::from_micros(1);
@@ -77,7 +78,9 @@ fn every_point_of_a_random_life_equals_the_shadow_on_xfs() {
                     }
                     deliver(&mut store, &mut shadow);
                 }
-                4..7 if store.applied() > Sequence::ZERO => _ = store.make_point(NOW).unwrap(),
+                4..7 if store.applied() > Sequence::ZERO => {
+                    _ = store.make_point(NOW, PointKind::Standard).unwrap()
+                }
                 7 if !store.points().is_empty() => {
                     let points = store.points();
                     let victim = random.below(points.len() as u64) as usize;
@@ -138,7 +141,7 @@ fn full_disk(folder: &Path) -> (Store, ShadowVm, PathBuf) {
     shadow.write(0, 0, &bytes);
     let mut store = Store::init(port(), &root, &shadow.new_store(), "test").unwrap();
     deliver(&mut store, &mut shadow);
-    store.make_point(NOW).unwrap();
+    store.make_point(NOW, PointKind::Standard).unwrap();
     (store, shadow, root.join("disks/disk0"))
 }
 
@@ -225,7 +228,7 @@ fn a_commit_of_an_older_point_shares_long_runs_and_copies_short_ones() {
     let mut expected = shadow.at(point)[0].clone();
     let overlay = store.failover_disk(&shadow.names()[0]).unwrap();
     expected[5 * MIB as usize..][..MIB as usize].copy_from_slice(&bytes[..MIB as usize]);
-    overlay.write_at(5 * MIB, &bytes[..MIB as usize]).unwrap();
+    overlay.write_at(&bytes[..MIB as usize], 5 * MIB).unwrap();
     overlay.flush().unwrap();
     drop(overlay);
     let saved = places(&disk.join("seg/1.qcow2"));

@@ -250,6 +250,7 @@ mod tests {
     use crate::demo::shadow::Shadow;
     use lifeboat_harness::ShadowVm;
     use lifeboat_model::Timestamp;
+    use lifeboat_model::contract::PointKind;
     use lifeboat_sys::disk::RealDisk;
     use std::os::unix::fs::FileExt as _;
     use std::path::Path;
@@ -269,7 +270,9 @@ mod tests {
         let mut store = Store::init(Arc::new(RealDisk), root, &vm.new_store(), "test").unwrap();
         store.receive(vm.capture().as_slice()).unwrap();
         store.apply_next(&mut |_| {}).unwrap();
-        let sequence = store.make_point(Timestamp::from_micros(1)).unwrap();
+        let sequence = store
+            .make_point(Timestamp::from_micros(1), PointKind::Standard)
+            .unwrap();
         let disk = |(id, bytes): (&lifeboat_model::DiskId, &Vec<u8>)| {
             let mut shadow = Shadow::new(bytes.len() as u64);
             shadow.write(0, bytes);

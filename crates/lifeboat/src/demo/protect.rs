@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lifeboat_model::Sequence;
+use lifeboat_model::contract::PointKind;
 use lifeboat_store::{NewStore, Store, StoreError};
 use lifeboat_stream::Base;
 use lifeboat_sys::clock::{self, Stopwatch};
@@ -188,7 +189,9 @@ impl Demo {
         let applied = protected.checker.during(|| store.apply_next(&mut |_| {}));
         applied?;
         let applied_ms = ms(watch.elapsed());
-        protected.store.make_point(clock::wall())?;
+        protected
+            .store
+            .make_point(clock::wall(), PointKind::Standard)?;
         Ok(applied_ms)
     }
 

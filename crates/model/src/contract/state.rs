@@ -74,6 +74,13 @@ numbered! {
     }
 }
 
+impl Default for PointKind {
+    /// What a point is whose kind nobody noted.
+    fn default() -> Self {
+        Self::Standard
+    }
+}
+
 impl PointKind {
     /// What a failover to such a point counts as.
     #[must_use]

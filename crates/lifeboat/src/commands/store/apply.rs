@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use lifeboat_model::contract::PointKind;
 use lifeboat_model::{DeltaId, Sequence};
 use lifeboat_store::{AppliedDelta, Store, StoreError};
 use lifeboat_sys::clock;
@@ -125,7 +126,8 @@ fn make_point(store: &mut Store, keep: Option<u64>, view: &mut ApplyView) -> Res
         newest == Some(store.applied())
     };
     if !is_point(store) {
-        view.points_made.push(store.make_point(clock::wall())?);
+        view.points_made
+            .push(store.make_point(clock::wall(), PointKind::Standard)?);
     }
     trim(store, keep, view)
 }
