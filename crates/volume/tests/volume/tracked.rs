@@ -1,6 +1,7 @@
 //! Maps that outlive the process: what they mark against what has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use lifeboat_model::{BLOCK_SIZE, DiskId, Sequence};
 use lifeboat_nbd::{
     Client, ClientOptions, ExportSet, ListenAddress, NbdUri, Server, ServerOptions,
 };
-use lifeboat_sys::disk::{DiskPort, Fault, FaultDisk, RealDisk};
+use lifeboat_sys::disk::{DiskPort, Fault, FaultDisk, GuestDisk, RealDisk};
 use lifeboat_sys::host::BootId;
 use lifeboat_sys::stamp::FileStamp;
 use lifeboat_volume::{
@@ -575,6 +576,75 @@ fn a_disk_that_is_new_to_the_vm_is_marked_whole_and_the_others_as_they_were() {
     assert_eq!(names, ["since-1.b", "tracking.json"]);
     tracker.remove().unwrap();
     assert!(!maps.exists());
+}
+
+/// An image whose flush fails, as when the kernel has dropped what it could not write.
+#[derive(Debug)]
+struct Unflushable(RawImage);
+
+impl GuestDisk for Unflushable {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.zero(offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.allocate(offset, len)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Err(io::Error::other("the disk is broken"))
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.0.next_data(offset)
+    }
+}
+
+#[test]
+fn a_flush_that_fails_marks_the_whole_disk_also_for_the_next_process() {
+    let host = Host::new();
+    let mut process = host.process("b");
+    process.start_tracking(1).unwrap();
+    let Process {
+        tracker, volume, ..
+    } = process;
+    drop(volume);
+    let image = RawImage::open(&RealDisk, &host.image("a")).unwrap();
+    let other = RawImage::open(&RealDisk, &host.image("b")).unwrap();
+    let devices = vec![
+        VolumeDevice {
+            id: id("a"),
+            device: Arc::new(Unflushable(image)),
+        },
+        VolumeDevice {
+            id: id("b"),
+            device: Arc::new(other),
+        },
+    ];
+    let views = ViewPlan {
+        scratch_folder: host.folder.path().to_owned(),
+        scratch_limit: PLENTY,
+        exports: ExportSet::new(),
+        prefix: String::new(),
+    };
+    let volume = Volume::over(Arc::new(RealDisk), devices, views, tracker.marking()).unwrap();
+    assert!(volume.flush().is_err());
+    drop((volume, tracker));
+    let changed = host.tracker(Arc::new(RealDisk), "b").changed().unwrap();
+    assert_eq!(changed[0].1, vec![0..DISKS[0].1 as u64; 1]);
+    assert!(changed[1].1.is_empty());
 }
 
 /// Tells the process that a test starts of itself to be the writer, and where.
