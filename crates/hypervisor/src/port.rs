@@ -204,8 +204,7 @@ pub trait Hypervisor: Send + Sync + Debug {
     ///
     /// # Errors
     /// When a view exists or the disks are being moved already, or a step fails: the disks stand
-    /// on what they stood on. When the move could not be noted: they stand on the new ones, and
-    /// tracking is unknown.
+    /// on what they stood on. That a move cannot be noted is no error; tracking is unknown then.
     fn move_disks(&self, vm: VmId, mover: &mut dyn DiskMover) -> Result<(), HypervisorError>;
 
     /// A picture of the VM's screen as PNG, at most `width` wide.

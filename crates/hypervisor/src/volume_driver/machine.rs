@@ -516,22 +516,19 @@ impl Machine {
         self.disks.iter().map(source).collect()
     }
 
-    /// Adopts what the disks stand on since a move.
-    fn moved(&mut self, backings: Vec<(DiskId, Backing)>) -> Result<(), HypervisorError> {
-        let vm = self.vm();
+    /// Adopts what the disks stand on since a move. If that cannot be noted, tracking says so.
+    fn moved(&mut self, backings: Vec<(DiskId, Backing)>) {
         for (id, backing) in backings {
             if let Some(disk) = self.disks.iter().find(|disk| disk.id == id) {
                 lock(&disk.place).backing = backing;
             }
         }
-        let noted = self.note_moved();
-        if let Err(error) = &noted {
-            let why = format!("the disks were moved, and that could not be noted: {error}");
-            let lost = self.lose(&why);
+        if let Err(error) = self.note_moved() {
+            // A doubt that cannot be noted holds in this process, and the next one finds other
+            // images than those noted.
+            let _ = self.lose(&format!("the disks were moved without a note: {error}"));
             self.mark_as_tracked();
-            lost.map_err(|source| HypervisorError::Tracking { vm, source })?;
         }
-        Ok(())
     }
 
     fn note_moved(&mut self) -> Result<(), HypervisorError> {
@@ -573,12 +570,11 @@ pub(crate) fn move_disks(
     drop(volume);
     moved.map_err(|source| HypervisorError::Move { vm, source })?;
     let backings = adapter.backings;
-    let adopted = match lock(slot).as_mut() {
-        Some(machine) => machine.moved(backings),
-        None => Err(HypervisorError::Unknown { vm }),
-    };
+    if let Some(machine) = lock(slot).as_mut() {
+        machine.moved(backings);
+    }
     drop(ending);
-    adopted
+    Ok(())
 }
 
 /// Lets a machine be used again when a move has ended, however it did.

@@ -6,6 +6,8 @@ mod fixture;
 mod hooked;
 mod life;
 mod maps;
+mod moved;
 mod races;
 mod tools;
+mod tracked;
 mod views;
