@@ -5,10 +5,18 @@
 //! `GLOSSARY.md`. A number that the schema does not have is refused with a
 //! [`UnknownNumber`] that names the property.
 
+mod authentication;
+mod error;
+mod job;
 mod number;
 mod operation;
 mod state;
+mod virtual_system;
 
+pub use authentication::{AllowedAuthenticationType, AuthenticationType};
+pub use error::{ErrorType, PerceivedSeverity};
+pub use job::{JobState, JobType};
 pub use number::UnknownNumber;
 pub use operation::{InitialReplicationType, RequestedState, ReturnCode};
 pub use state::{FailoverType, PointKind, ReplicationHealth, ReplicationMode, ReplicationState};
+pub use virtual_system::EnabledState;
