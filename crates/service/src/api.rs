@@ -364,7 +364,7 @@ pub struct HostView {
     pub version: String,
     /// `OperationalStatus`: whether every listener runs.
     pub listeners: Vec<ListenerView>,
-    pub settings: lifeboat_model::service_settings::ServiceSettings,
+    pub settings: lifeboat_model::service_settings::ReplicationServiceSettings,
     pub vms: usize,
     pub jobs_running: usize,
     pub certificate_expires_at: Option<Timestamp>,

@@ -1,1 +1,3 @@
 //! Replication as a service.
+
+pub mod api;
