@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, delta, failover, point, reference, store};
+use crate::commands::{completions, delta, reference, store};
 use crate::demo;
 use crate::exit::Failure;
 use crate::output::OutputFormat;
@@ -43,14 +43,6 @@ pub enum Command {
     #[command(subcommand)]
     Store(store::StoreCommand),
 
-    /// List, read, check and remove recovery points
-    #[command(subcommand)]
-    Point(point::PointCommand),
-
-    /// Start a VM from its replica, and decide what becomes of it
-    #[command(subcommand)]
-    Failover(failover::FailoverCommand),
-
     /// Show the whole way on this machine: replication, a lost host, failover, with every byte compared
     ///
     /// Makes a VM of its own in a folder of its own; needs 500 MiB of space there, and less than a minute.
@@ -71,8 +63,6 @@ impl Cli {
             Command::Demo(args) => args.output(self.output),
             Command::Store(_)
             | Command::Delta(_)
-            | Command::Point(_)
-            | Command::Failover(_)
             | Command::Reference
             | Command::Completions(_) => self.output,
         }
@@ -88,8 +78,6 @@ impl Command {
         match self {
             Self::Delta(command) => command.run(output),
             Self::Store(command) => command.run(output),
-            Self::Point(command) => command.run(output),
-            Self::Failover(command) => command.run(output),
             Self::Demo(args) => demo::run(&args, output),
             Self::Reference => reference::run(),
             Self::Completions(args) => completions::run(&args),

@@ -403,8 +403,8 @@ fn refused_hint(refused: &Refused) -> Option<&'static str> {
         Refused::TooManySegments { .. } => {
             Some("`lifeboat store apply --keep-points N` removes the oldest beyond N")
         }
-        Refused::FailedOver => Some("see `lifeboat failover show`"),
-        Refused::NotFailedOver { .. } => Some("begin one with `lifeboat failover start`"),
+        Refused::FailedOver => Some("see `lifeboat store failover show`"),
+        Refused::NotFailedOver { .. } => Some("begin one with `lifeboat store failover start`"),
         Refused::Committed => Some("make a new replica elsewhere with `lifeboat store init`"),
         Refused::OtherRelationship { .. } | Refused::OtherDisks { .. } => {
             Some("capture with the state that `lifeboat store init --capture-state` wrote")

@@ -2,8 +2,6 @@
 
 pub mod completions;
 pub mod delta;
-pub mod failover;
-pub mod point;
 pub mod reference;
 pub mod store;
 

@@ -122,6 +122,7 @@ impl Primary {
         lifeboat_json(&["store", "apply", text(&store)]).json();
         let (out, number) = (self.path("export.raw"), sequence.to_string());
         let arguments = [
+            "store",
             "point",
             "export",
             text(&store),

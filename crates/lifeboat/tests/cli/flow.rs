@@ -46,7 +46,7 @@ fn every_point_reads_as_the_guest_was_by_export_and_by_stock_tools() {
     assert_eq!(applied["points_made"], json!([1, 2, 3, 4]));
     assert_eq!(applied["sealed"], true);
 
-    let points = scene.run("point list", &[]).json();
+    let points = scene.run("store point list", &[]).json();
     let points = points.as_array().unwrap();
     assert_eq!(points.len(), 4);
     for (at, point) in points.iter().enumerate() {
@@ -62,7 +62,7 @@ fn every_point_reads_as_the_guest_was_by_export_and_by_stock_tools() {
     for command in ["store verify", "store status", "store check", "store seal"] {
         scene.run(command, &[]).json();
     }
-    let verified = scene.run("point verify", &["2"]).json();
+    let verified = scene.run("store point verify", &["2"]).json();
     assert_eq!(verified["findings"], json!([]));
 }
 
@@ -91,7 +91,7 @@ fn points_beyond_the_number_to_keep_go_oldest_first() {
     let applied = scene.run("store apply", &options).json();
     assert_eq!(applied["points_made"], json!([4, 5]));
     assert_eq!(applied["points_removed"], json!([1, 2, 3]));
-    let removed = scene.run("point remove", &["4"]).json();
+    let removed = scene.run("store point remove", &["4"]).json();
     assert_eq!(removed["points"], 1);
     scene.compare_exports(5);
 }
@@ -114,9 +114,9 @@ fn a_moment_becomes_a_point_later_if_it_was_applied_without() {
 fn a_reverted_failover_leaves_the_replica_as_it_was() {
     let mut scene = Scene::with_points(5, &SIZES, 2);
     scene.receive();
-    let started = scene.run("failover start", &[]).json();
+    let started = scene.run("store failover start", &[]).json();
     assert_eq!(started["sequence"], 3);
-    assert_eq!(scene.run("failover show", &[]).json(), started);
+    assert_eq!(scene.run("store failover show", &[]).json(), started);
     let newest = scene.shadow.at(Sequence::new(3)).to_vec();
     for (disk, expected) in started["disks"].as_array().unwrap().iter().zip(&newest) {
         compare_image(&path(&disk["image"]), expected).unwrap();
@@ -127,7 +127,7 @@ fn a_reverted_failover_leaves_the_replica_as_it_was() {
         written[..64 << 10].fill(7);
         assert!(read == written);
     }
-    scene.run("failover revert", &["--yes"]).json();
+    scene.run("store failover revert", &["--yes"]).json();
     for sequence in [1, 2] {
         scene.compare_exports(sequence);
     }
@@ -140,7 +140,7 @@ fn a_reverted_failover_leaves_the_replica_as_it_was() {
 #[test]
 fn a_committed_failover_holds_the_point_and_what_the_guest_wrote() {
     let scene = Scene::with_points(6, &SIZES, 4);
-    let started = scene.run("failover start", &["--to", "2"]).json();
+    let started = scene.run("store failover start", &["--to", "2"]).json();
     assert_eq!(started["sequence"], 2);
     let mut expected = scene.shadow.at(Sequence::new(2)).to_vec();
     for (disk, expected) in started["disks"]
@@ -155,7 +155,7 @@ fn a_committed_failover_holds_the_point_and_what_the_guest_wrote() {
         qemu_io("qcow2", &path(&disk["image"]), &write).unwrap();
         expected[128 << 10..132 << 10].fill(9);
     }
-    let committed = scene.run("failover commit", &["--yes"]).json();
+    let committed = scene.run("store failover commit", &["--yes"]).json();
     assert_eq!(committed["sequence"], 2);
     assert_eq!(committed["points_removed"], 4);
     for (disk, expected) in committed["disks"].as_array().unwrap().iter().zip(&expected) {
@@ -164,16 +164,18 @@ fn a_committed_failover_holds_the_point_and_what_the_guest_wrote() {
     }
     assert_eq!(scene.run("store status", &[]).json()["role"], "committed");
     scene.run("store receive", &["/dev/null"]).error(3);
-    scene.run("failover show", &[]).error(3);
+    scene.run("store failover show", &[]).error(3);
 }
 
 #[test]
 fn a_failover_to_what_is_applied_keeps_what_waits() {
     let mut scene = Scene::with_points(7, &SIZES, 1);
     scene.receive();
-    let started = scene.run("failover start", &["--to", "applied"]).json();
+    let started = scene
+        .run("store failover start", &["--to", "applied"])
+        .json();
     assert_eq!(started["sequence"], 1);
-    let reverted = scene.run("failover revert", &["--yes"]).json();
+    let reverted = scene.run("store failover revert", &["--yes"]).json();
     assert_eq!(reverted, json!({ "applied": 1, "pending_deltas": 1 }));
 }
 
@@ -190,7 +192,7 @@ fn a_moved_store_works_at_its_new_place() {
     let again = scene.run("store rescan", &[]).json();
     assert_eq!(again["images_made"], 0);
     assert_eq!(again["manifests_made"], 0);
-    let points = scene.run("point list", &[]).json();
+    let points = scene.run("store point list", &[]).json();
     for point in points.as_array().unwrap() {
         let sequence = Sequence::new(point["sequence"].as_u64().unwrap());
         let expected = scene.shadow.at(sequence);
@@ -205,14 +207,14 @@ fn a_store_may_be_named_by_a_symlink_or_from_the_folder_beside_it() {
     let scene = Scene::with_points(9, &SIZES, 1);
     let label = scene.beside("label");
     std::os::unix::fs::symlink(&scene.store, &label).unwrap();
-    let by_path = scene.run("point list", &[]).json();
+    let by_path = scene.run("store point list", &[]).json();
     assert_eq!(
-        lifeboat_json(&["point", "list", text(&label)]).json(),
+        lifeboat_json(&["store", "point", "list", text(&label)]).json(),
         by_path
     );
     let relative = crate::support::program()
         .current_dir(scene.folder.path())
-        .args(["--output", "json", "point", "list", "vm"])
+        .args(["--output", "json", "store", "point", "list", "vm"])
         .output();
     assert_eq!(crate::support::Run::of(relative.unwrap()).json(), by_path);
 }
@@ -235,7 +237,7 @@ fn a_check_says_what_a_failover_would_lose() {
     assert_eq!(check["pending_deltas"], 1);
     assert_eq!(check["newest_point"]["sequence"], 1);
     assert_eq!(check["last_replication_time"], "2023-11-14T22:13:22Z");
-    scene.run("failover start", &[]).json();
+    scene.run("store failover start", &[]).json();
     let error = scene.run("store check", &[]).error(3);
     assert!(
         error["message"]
@@ -248,7 +250,7 @@ fn a_check_says_what_a_failover_would_lose() {
 #[test]
 fn a_verification_names_the_file_and_the_points_that_suffer() {
     let scene = Scene::with_points(11, &SIZES, 3);
-    let points = scene.run("point list", &[]).json();
+    let points = scene.run("store point list", &[]).json();
     let damaged = path(&points[1]["disks"][0]["image"]);
     // Every image begins with a cluster of header; then comes data, with gaps between its blocks.
     let mut bytes = std::fs::read(&damaged).unwrap();
@@ -263,16 +265,16 @@ fn a_verification_names_the_file_and_the_points_that_suffer() {
     assert_eq!(found["findings"][0]["path"], text(&damaged));
     assert_eq!(found["findings"][0]["affected_points"], json!([1, 2]));
     run.error(1);
-    scene.run("point verify", &["2"]).error(1);
-    scene.run("point verify", &["3"]).json();
+    scene.run("store point verify", &["2"]).error(1);
+    scene.run("store point verify", &["3"]).json();
     let said = lifeboat(&["store", "verify", text(&scene.store)]);
     assert_eq!(said.code, 1);
     assert!(said.stdout.contains("recovery points affected: 1, 2\n"));
     // A failover to the newest does not need the damaged file, one to 1 refuses in the commit.
-    scene.run("failover start", &["--to", "1"]).json();
-    scene.run("failover commit", &["--yes"]).error(1);
-    scene.run("failover revert", &["--yes"]).json();
-    scene.run("failover start", &[]).json();
+    scene.run("store failover start", &["--to", "1"]).json();
+    scene.run("store failover commit", &["--yes"]).error(1);
+    scene.run("store failover revert", &["--yes"]).json();
+    scene.run("store failover start", &[]).json();
 }
 
 #[test]
@@ -287,7 +289,7 @@ fn more_points_than_qemu_opens_well_are_refused_and_what_was_applied_stays() {
     assert!(error["hint"].as_str().unwrap().contains("--keep-points"));
     let made = done["points_made"].as_array().unwrap().len();
     assert!((30..=32).contains(&made), "{made}");
-    let points = scene.run("point list", &[]).json();
+    let points = scene.run("store point list", &[]).json();
     assert_eq!(points.as_array().unwrap().len(), made);
     assert!(
         points
@@ -305,7 +307,7 @@ fn more_points_than_qemu_opens_well_are_refused_and_what_was_applied_stays() {
         let applied = scene.run("store apply", &options).json();
         assert_eq!(applied["points_made"], json!([sequence]));
     }
-    let points = scene.run("point list", &[]).json();
+    let points = scene.run("store point list", &[]).json();
     assert_eq!(points.as_array().unwrap().len(), 30);
     for sequence in [9, 20, 38] {
         scene.compare_exports(sequence);
@@ -327,6 +329,7 @@ fn names_that_are_not_utf_8_are_no_crash() {
     };
     let out = odd(b"out-\xff.raw");
     let export = [
+        "store",
         "point",
         "export",
         text(&scene.store),

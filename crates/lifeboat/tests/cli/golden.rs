@@ -99,7 +99,7 @@ zero        sdb                     0        536870912
 #[test]
 fn recovery_points_as_they_are_listed() {
     let scene = Scene::with_points(80, &[1 << 20, 1536 << 10], 2);
-    let listed = printed(&["point", "list", text(&scene.store)], "\0");
+    let listed = printed(&["store", "point", "list", text(&scene.store)], "\0");
     assert_eq!(
         listed,
         "\
@@ -109,7 +109,7 @@ POINT  TAKEN                 CONSISTENCY  SEALED  DISKS
 "
     );
     let none = Scene::new(81, &[1 << 20]);
-    let listed = printed(&["point", "list", text(&none.store)], "\0");
+    let listed = printed(&["store", "point", "list", text(&none.store)], "\0");
     assert_eq!(listed, "there are no recovery points\n");
 }
 
@@ -120,14 +120,14 @@ fn errors_say_what_why_and_what_to_do() {
     let store = text(&scene.store);
     let complain = |code: i32, arguments: &[&str]| complained(code, arguments, text(&folder));
     assert_eq!(
-        complain(5, &["point", "verify", store, "9"]),
+        complain(5, &["store", "point", "verify", store, "9"]),
         "error: there is no recovery point 9; see `lifeboat point list`\n"
     );
     assert_eq!(
-        complain(3, &["failover", "commit", store, "--yes"]),
+        complain(3, &["store", "failover", "commit", store, "--yes"]),
         "\
 error: there is no failover to commit
-  hint: begin one with `lifeboat failover start`
+  hint: begin one with `lifeboat store failover start`
 "
     );
     let missing = folder.join("missing.delta");

@@ -38,8 +38,8 @@ fn what_is_not_there_is_not_found() {
     for command in ["status", "apply", "verify", "check", "rescan", "seal"] {
         lifeboat_json(&["store", command, text(&missing)]).error(5);
     }
-    lifeboat_json(&["point", "list", text(&missing)]).error(5);
-    lifeboat_json(&["failover", "show", text(&missing)]).error(5);
+    lifeboat_json(&["store", "point", "list", text(&missing)]).error(5);
+    lifeboat_json(&["store", "failover", "show", text(&missing)]).error(5);
     lifeboat_json(&["store", "status", text(scene.folder.path())]).error(5);
     scene.run("store receive", &[text(&missing)]).error(5);
     lifeboat_json(&["delta", "inspect", text(&missing)]).error(5);
@@ -50,17 +50,17 @@ fn what_is_not_there_is_not_found() {
     let out = scene.beside("out.raw");
     let export = |sequence, disk| {
         let options = [sequence, "--disk", disk, "--out", text(&out)];
-        scene.run("point export", &options)
+        scene.run("store point export", &options)
     };
     export("7", "disk0").error(5);
     export("1", "disk9").error(5);
     let far = missing.join("out.raw");
     let options = ["1", "--disk", "disk0", "--out", text(&far)];
-    scene.run("point export", &options).error(5);
+    scene.run("store point export", &options).error(5);
     assert!(!out.exists());
-    scene.run("point verify", &["7"]).error(5);
-    scene.run("point remove", &["7"]).error(5);
-    scene.run("failover start", &["--to", "7"]).error(5);
+    scene.run("store point verify", &["7"]).error(5);
+    scene.run("store point remove", &["7"]).error(5);
+    scene.run("store failover start", &["--to", "7"]).error(5);
 }
 
 #[test]
@@ -98,6 +98,7 @@ fn arguments_that_make_no_sense_are_wrong_usage() {
         &["store", "apply", text(&scene.store), "--keep-points", "0"],
         &["store", "apply", text(&scene.store), "--keep-points", "32"],
         &[
+            "store",
             "point",
             "export",
             text(&scene.store),
@@ -107,8 +108,15 @@ fn arguments_that_make_no_sense_are_wrong_usage() {
             "--out",
             "x",
         ],
-        &["point", "serve", text(&scene.store), "1"],
-        &["failover", "start", text(&scene.store), "--to", "latest"],
+        &["store", "point", "serve", text(&scene.store), "1"],
+        &[
+            "store",
+            "failover",
+            "start",
+            text(&scene.store),
+            "--to",
+            "latest",
+        ],
     ];
     for arguments in cases {
         assert_eq!(lifeboat(arguments).code, 2, "{arguments:?}");
@@ -123,8 +131,8 @@ fn arguments_that_make_no_sense_are_wrong_usage() {
 #[test]
 fn what_cannot_be_undone_needs_a_yes_when_nobody_can_be_asked() {
     let scene = Scene::with_points(22, &SIZES, 1);
-    scene.run("failover start", &[]).json();
-    for command in ["failover revert", "failover commit"] {
+    scene.run("store failover start", &[]).json();
+    for command in ["store failover revert", "store failover commit"] {
         let error = scene.run(command, &[]).error(2);
         assert!(error["message"].as_str().unwrap().contains("--yes"));
         assert_eq!(scene.run("store status", &[]).json()["role"], "failed_over");
@@ -152,13 +160,13 @@ fn on_a_terminal(scene: &Scene, command: &str, line: &str) -> i32 {
 #[test]
 fn on_a_terminal_only_yes_is_a_yes() {
     let scene = Scene::with_points(28, &SIZES, 1);
-    scene.run("failover start", &[]).json();
+    scene.run("store failover start", &[]).json();
     for line in ["no\n", "\n", "y\n"] {
-        assert_eq!(on_a_terminal(&scene, "failover revert", line), 3);
-        assert_eq!(on_a_terminal(&scene, "failover commit", line), 3);
+        assert_eq!(on_a_terminal(&scene, "store failover revert", line), 3);
+        assert_eq!(on_a_terminal(&scene, "store failover commit", line), 3);
         assert_eq!(scene.run("store status", &[]).json()["role"], "failed_over");
     }
-    assert_eq!(on_a_terminal(&scene, "failover revert", "yes\n"), 0);
+    assert_eq!(on_a_terminal(&scene, "store failover revert", "yes\n"), 0);
     assert_eq!(scene.run("store status", &[]).json()["role"], "replica");
 }
 
@@ -166,11 +174,11 @@ fn on_a_terminal_only_yes_is_a_yes() {
 fn what_the_state_does_not_allow_is_refused_and_changes_nothing() {
     let mut scene = Scene::new(23, &SIZES);
     let store = scene.store.clone();
-    scene.run("failover start", &[]).error(3);
-    for command in ["failover revert", "failover commit"] {
+    scene.run("store failover start", &[]).error(3);
+    for command in ["store failover revert", "store failover commit"] {
         scene.run(command, &["--yes"]).error(3);
     }
-    scene.run("failover show", &[]).error(3);
+    scene.run("store failover show", &[]).error(3);
     lifeboat_json(&["store", "init", text(&store), "--disk", "sda=1M"]).error(3);
     let state = scene.beside("state.json");
     let other = scene.beside("other");
@@ -192,7 +200,7 @@ fn what_the_state_does_not_allow_is_refused_and_changes_nothing() {
     let out = scene.beside("exists.raw");
     std::fs::write(&out, "mine").unwrap();
     let options = ["1", "--disk", "disk0", "--out", text(&out)];
-    scene.run("point export", &options).error(3);
+    scene.run("store point export", &options).error(3);
     assert_eq!(std::fs::read(&out).unwrap(), b"mine");
 
     // A gap: a delta was lost on the way.
@@ -208,11 +216,11 @@ fn what_the_state_does_not_allow_is_refused_and_changes_nothing() {
     lifeboat_fed(&["store", "receive", text(&store)], &lost).json();
     lifeboat_fed(&["store", "receive", text(&store)], &next).json();
 
-    scene.run("failover start", &[]).json();
-    for command in ["store apply", "failover start"] {
+    scene.run("store failover start", &[]).json();
+    for command in ["store apply", "store failover start"] {
         scene.run(command, &[]).error(3);
     }
-    scene.run("point remove", &["1"]).error(3);
+    scene.run("store point remove", &["1"]).error(3);
 }
 
 #[test]
@@ -277,23 +285,23 @@ fn a_store_of_another_user_is_access_denied() {
 #[test]
 fn an_image_that_qemu_has_open_is_in_use() {
     let scene = Scene::with_points(26, &SIZES, 1);
-    let started = scene.run("failover start", &[]).json();
+    let started = scene.run("store failover start", &[]).json();
     let image = started["disks"][0]["image"].as_str().unwrap();
     let socket = scene.beside("nbd");
     let vm = QemuNbd::serve(Path::new(image), &socket, &[]);
-    scene.run("failover commit", &["--yes"]).error(6);
+    scene.run("store failover commit", &["--yes"]).error(6);
     scene.run("store rescan", &[]).error(6);
-    let error = scene.run("failover revert", &["--yes"]).error(6);
+    let error = scene.run("store failover revert", &["--yes"]).error(6);
     assert!(error["message"].as_str().unwrap().contains(image));
     drop(vm);
-    scene.run("failover revert", &["--yes"]).json();
+    scene.run("store failover revert", &["--yes"]).json();
 }
 
 #[test]
 fn a_reader_that_goes_away_is_no_crash() {
     let scene = Scene::with_points(27, &SIZES, 1);
     let mut child = crate::support::program()
-        .args(["point", "list", text(&scene.store)])
+        .args(["store", "point", "list", text(&scene.store)])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -306,7 +314,14 @@ fn a_reader_that_goes_away_is_no_crash() {
         .open("/dev/full")
         .unwrap();
     let run = crate::support::program()
-        .args(["--output", "json", "point", "list", text(&scene.store)])
+        .args([
+            "--output",
+            "json",
+            "store",
+            "point",
+            "list",
+            text(&scene.store),
+        ])
         .stdout(full)
         .output();
     let run = Run::of(run.unwrap());

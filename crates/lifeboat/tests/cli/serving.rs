@@ -24,7 +24,14 @@ pub struct Serving {
 impl Serving {
     pub fn start(scene: &Scene, options: &[&str]) -> Self {
         let mut child = program()
-            .args(["--output", "json", "point", "serve", text(&scene.store)])
+            .args([
+                "--output",
+                "json",
+                "store",
+                "point",
+                "serve",
+                text(&scene.store),
+            ])
             .args(options)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -107,7 +114,7 @@ fn stock_clients_read_a_served_point_and_nobody_else_gets_the_store() {
     }
     let error = scene.run("store status", &[]).error(6);
     let message = error["message"].as_str().unwrap();
-    let holder = format!("lifeboat point serve, process {}", serving.child.id());
+    let holder = format!("lifeboat store point serve, process {}", serving.child.id());
     assert!(message.contains(&holder), "{message}");
     serving.stop().done();
     assert!(!socket.exists());
@@ -130,7 +137,7 @@ fn a_server_for_one_client_ends_with_it() {
 fn disks_do_not_cross_a_network_in_plain_text() {
     let scene = Scene::with_points(42, &SIZES, 1);
     let error = scene
-        .run("point serve", &["1", "--tcp", "0.0.0.0:0"])
+        .run("store point serve", &["1", "--tcp", "0.0.0.0:0"])
         .error(2);
     assert!(error["message"].as_str().unwrap().contains("--tls-cert"));
 }
@@ -139,7 +146,7 @@ fn disks_do_not_cross_a_network_in_plain_text() {
 fn what_cannot_be_served_is_refused_before_anybody_connects() {
     let scene = Scene::with_points(43, &SIZES, 1);
     let socket = scene.beside("socket");
-    let serve = |options: &[&str]| scene.run("point serve", options);
+    let serve = |options: &[&str]| scene.run("store point serve", options);
     serve(&["9", "--unix", text(&socket)]).error(5);
     serve(&["1", "--disk", "sdx", "--unix", text(&socket)]).error(5);
     std::fs::write(&socket, "no socket").unwrap();

@@ -178,7 +178,7 @@ impl Scene {
         let expected = self.shadow.at(Sequence::new(sequence));
         for (disk, expected) in self.shadow.names().iter().zip(expected) {
             let options = [&number, "--disk", disk.as_str(), "--out", text(&out)];
-            let exported = self.run("point export", &options).json();
+            let exported = self.run("store point export", &options).json();
             assert_eq!(exported["size"], expected.len());
             assert!(
                 std::fs::read(&out).unwrap() == *expected,

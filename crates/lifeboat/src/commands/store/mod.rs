@@ -2,7 +2,9 @@
 
 mod apply;
 mod check;
+mod failover;
 mod init;
+mod point;
 mod receive;
 mod status;
 mod verify;
@@ -54,6 +56,14 @@ pub enum StoreCommand {
 
     /// Show what the store holds
     Status(StoreArgs),
+
+    /// List, read, check and remove recovery points
+    #[command(subcommand)]
+    Point(point::PointCommand),
+
+    /// Make images to start the VM on from its replica, and decide what becomes of it
+    #[command(subcommand)]
+    Failover(failover::FailoverCommand),
 }
 
 /// A command that needs nothing but the store.
@@ -79,6 +89,8 @@ impl StoreCommand {
             Self::Check(args) => check::run(&args, output),
             Self::Rescan(args) => status::rescan(&args, output),
             Self::Status(args) => status::run(&args, output),
+            Self::Point(command) => command.run(output),
+            Self::Failover(command) => command.run(output),
         }
     }
 }

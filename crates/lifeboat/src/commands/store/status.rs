@@ -5,7 +5,7 @@ use lifeboat_store::{Pending, Role, Status, Store};
 use serde::Serialize;
 
 use super::StoreArgs;
-use crate::commands::point::{PointView, point_table};
+use super::point::{PointView, point_table};
 use crate::commands::{absolute, open_store, shown, time};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, Table, facts, yes_no};

@@ -1,4 +1,4 @@
-//! `lifeboat point serve`: the disks of a recovery point over NBD, read-only.
+//! `lifeboat store point serve`: the disks of a recovery point over NBD, read-only.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -87,7 +87,7 @@ enum Stop {
 pub fn run(args: &ServeArgs, output: OutputFormat) -> Result<(), Failure> {
     let tls = args.tls.load().map_err(|source| Failure::Tls { source })?;
     let address = args.listen.address(tls.is_some())?;
-    let store = open_store(&args.folder, "point serve")?;
+    let store = open_store(&args.folder, "store point serve")?;
     let exports = ExportSet::new();
     let disks = served_disks(&store, args)?;
     let mut sizes = Vec::new();

@@ -1,4 +1,4 @@
-//! `lifeboat point export`: one disk of a recovery point as a raw file with holes.
+//! `lifeboat store point export`: one disk of a recovery point as a raw file with holes.
 
 use std::fs::File;
 use std::io;
@@ -56,7 +56,7 @@ struct ExportView {
 /// # Errors
 /// When the point or disk is not there, or the file exists or cannot be written.
 pub fn run(args: &ExportArgs, output: OutputFormat) -> Result<(), Failure> {
-    let store = open_store(&args.folder, "point export")?;
+    let store = open_store(&args.folder, "store point export")?;
     let reader = store.reader(args.sequence, &args.disk)?;
     let new = NewFile::begin(&args.out)?;
     let progress = Progress::bytes_of("exported", reader.size());

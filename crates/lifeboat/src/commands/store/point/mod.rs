@@ -1,4 +1,4 @@
-//! `lifeboat point`: recovery points.
+//! `lifeboat store point`: recovery points.
 
 mod export;
 mod serve;
@@ -10,8 +10,8 @@ use lifeboat_model::{DeltaId, DiskId, Sequence};
 use lifeboat_store::Point;
 use serde::Serialize;
 
-use super::store::{StoreArgs, VerificationView, verification_text};
-use super::{consistency, open_store, shown, time};
+use super::{StoreArgs, VerificationView, verification_text};
+use crate::commands::{consistency, open_store, shown, time};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, Table, yes_no};
 use crate::progress::Progress;
@@ -29,8 +29,8 @@ pub enum PointCommand {
 
     /// Copy one disk of a recovery point to a new raw image with holes
     ///
-    /// For other formats, seal the store and use `qemu-img convert` on the image that `point list
-    /// --output json` names.
+    /// For other formats, seal the store and use `qemu-img convert` on the image that `store
+    /// point list --output json` names.
     Export(export::ExportArgs),
 
     /// Read what a recovery point is made of and compare it with its digests
@@ -131,7 +131,7 @@ pub fn point_table(points: &[PointView]) -> String {
 }
 
 fn list(args: &StoreArgs, output: OutputFormat) -> Result<(), Failure> {
-    let store = open_store(&args.folder, "point list")?;
+    let store = open_store(&args.folder, "store point list")?;
     let points: Vec<PointView> = store.points().iter().map(PointView::new).collect();
     output.print(&points, |points| {
         if points.is_empty() {
@@ -143,7 +143,7 @@ fn list(args: &StoreArgs, output: OutputFormat) -> Result<(), Failure> {
 }
 
 fn verify(args: &PointArgs, output: OutputFormat) -> Result<(), Failure> {
-    let store = open_store(&args.folder, "point verify")?;
+    let store = open_store(&args.folder, "store point verify")?;
     let progress = Progress::bytes("verified");
     let verification = store.verify_point(args.sequence, &mut |bytes| progress.set(bytes))?;
     drop(progress);
@@ -159,7 +159,7 @@ struct RemoveView {
 }
 
 fn remove(args: &PointArgs, output: OutputFormat) -> Result<(), Failure> {
-    let mut store = open_store(&args.folder, "point remove")?;
+    let mut store = open_store(&args.folder, "store point remove")?;
     store.remove_point(args.sequence)?;
     let view = RemoveView {
         sequence: args.sequence,

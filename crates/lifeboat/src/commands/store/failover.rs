@@ -1,4 +1,4 @@
-//! `lifeboat failover`: the VM starts from its replica; later that is kept or given up.
+//! `lifeboat store failover`: the VM starts from its replica; later that is kept or given up.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use lifeboat_sys::{clock, host};
 use serde::Serialize;
 use serde_json::json;
 
-use super::store::StoreArgs;
-use super::{confirm, open_store, shown};
+use super::StoreArgs;
+use crate::commands::{confirm, open_store, shown};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, facts};
 use crate::progress::Progress;
@@ -103,7 +103,7 @@ impl FailoverCommand {
 }
 
 fn start(args: &StartArgs, output: OutputFormat) -> Result<(), Failure> {
-    let mut store = open_store(&args.folder, "failover start")?;
+    let mut store = open_store(&args.folder, "store failover start")?;
     let lineage = host::random_bytes().map_err(|source| Failure::System {
         what: "random bytes",
         source,
@@ -120,7 +120,7 @@ fn start(args: &StartArgs, output: OutputFormat) -> Result<(), Failure> {
 }
 
 fn show(args: &StoreArgs, output: OutputFormat) -> Result<(), Failure> {
-    let store = open_store(&args.folder, "failover show")?;
+    let store = open_store(&args.folder, "store failover show")?;
     let started = store
         .started_failover()
         .ok_or(StoreError::Refused(Refused::NotFailedOver {
@@ -199,7 +199,7 @@ struct RevertView {
 }
 
 fn revert(args: &EndArgs, output: OutputFormat) -> Result<(), Failure> {
-    let mut store = open_store(&args.folder, "failover revert")?;
+    let mut store = open_store(&args.folder, "store failover revert")?;
     if !args.yes && store.started_failover().is_some() {
         confirm("Everything the VM wrote since the failover will be lost.")?;
     }
@@ -233,7 +233,7 @@ struct CommittedDisk {
 }
 
 fn commit(args: &EndArgs, output: OutputFormat) -> Result<(), Failure> {
-    let mut store = open_store(&args.folder, "failover commit")?;
+    let mut store = open_store(&args.folder, "store failover commit")?;
     let started = store.started_failover();
     if !args.yes && started.is_some() {
         let points = store.points().len();
