@@ -126,6 +126,13 @@ pub trait Hypervisor: Send + Sync + Debug {
     /// [`HypervisorError::Running`].
     fn undefine(&self, vm: VmId) -> Result<(), HypervisorError>;
 
+    /// Lets go of a VM that is off, and of its disks; what was tracked stays on disk, and is
+    /// taken up when the VM is defined again.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Running`].
+    fn release(&self, vm: VmId) -> Result<(), HypervisorError>;
+
     /// # Errors
     /// [`HypervisorError::Unknown`] for a VM that is not defined, here as in all that follow.
     fn power_state(&self, vm: VmId) -> Result<PowerState, HypervisorError>;

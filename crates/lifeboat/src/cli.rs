@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{completions, delta, reference, store};
+use crate::commands::{certificate, init, serve, completions, delta, reference, store};
 use crate::demo;
 use crate::exit::Failure;
 use crate::output::OutputFormat;
@@ -35,6 +35,16 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Make this machine a Lifeboat host
+    Init(init::InitArgs),
+
+    /// Run the daemon of this host in the foreground
+    Serve(serve::ServeArgs),
+
+    /// This host's certificates, and whom it trusts
+    #[command(subcommand)]
+    Certificate(certificate::CertificateCommand),
+
     /// Capture a VM's disks as a delta, and look at deltas
     #[command(subcommand)]
     Delta(delta::DeltaCommand),
@@ -61,7 +71,10 @@ impl Cli {
     pub fn output(&self) -> OutputFormat {
         match &self.command {
             Command::Demo(args) => args.output(self.output),
-            Command::Store(_)
+            Command::Init(_)
+            | Command::Serve(_)
+            | Command::Certificate(_)
+            | Command::Store(_)
             | Command::Delta(_)
             | Command::Reference
             | Command::Completions(_) => self.output,
@@ -76,6 +89,9 @@ impl Command {
     /// Why it was not done; [`Failure::exit`] is the exit code.
     pub fn run(self, output: OutputFormat) -> Result<(), Failure> {
         match self {
+            Self::Init(args) => init::run(&args, output),
+            Self::Serve(args) => serve::run(&args),
+            Self::Certificate(command) => command.run(output),
             Self::Delta(command) => command.run(output),
             Self::Store(command) => command.run(output),
             Self::Demo(args) => demo::run(&args, output),

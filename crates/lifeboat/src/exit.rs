@@ -108,6 +108,12 @@ pub enum Failure {
 
     #[error(transparent)]
     Demo(#[from] DemoError),
+
+    /// The daemon, or what it stands on: configuration, certificates, catalog.
+    #[error(transparent)]
+    Daemon {
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl Failure {
@@ -141,6 +147,7 @@ impl Failure {
             | Self::Receipt { .. }
             | Self::Export { .. }
             | Self::Findings { .. }
+            | Self::Daemon { .. }
             | Self::Demo(_) => Exit::Failed,
         }
     }
@@ -194,6 +201,7 @@ impl Failure {
             | Self::Export { .. }
             | Self::NotConfirmed
             | Self::NotReady { .. }
+            | Self::Daemon { .. }
             | Self::Demo(_) => None,
         }
     }

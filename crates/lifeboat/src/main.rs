@@ -3,6 +3,7 @@
 mod capture_state;
 mod cli;
 mod commands;
+mod daemon;
 mod demo;
 mod exit;
 mod exports;

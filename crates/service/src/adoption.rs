@@ -16,13 +16,14 @@ use lifeboat_peer::{
     Adopted, Adoption, ChangedDisk, ChangedSince, LinkError, NewReplica, PeerDisk, PeerName,
     Refusal, RefusalCode,
 };
-use lifeboat_store::{Adoption as StoreAdoption, NewStore, Store};
+use lifeboat_store::{NewStore, Store};
 
 use crate::api::Severity;
 use crate::host::{definition_of, not_authorized, refusal, replica_record, settings_of};
 use crate::ledger::document;
 use crate::relation::{Adopting, PeerPlace, Relation, Reversal, Saved};
 use crate::service::{Service, with_causes};
+use crate::soon::{Soon as _, StoreAdoption};
 use crate::vm::{Core, DisksPlace, Facts, Vm, VmArc};
 
 impl Service {

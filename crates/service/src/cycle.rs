@@ -13,7 +13,6 @@ use lifeboat_capture::{CapturePlan, Captured, DEFAULT_DEADLINE, DEFAULT_DEPTH, S
 use lifeboat_hypervisor::{DiskSource, FrozenView, Tracking};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{Event, ResyncCause, VmPower};
-use lifeboat_model::settings::Compression;
 use lifeboat_model::{Consistency, DeltaId, Receipt, Sequence};
 use lifeboat_peer::{DeltaPlace, LinkError};
 use lifeboat_stream::{Base, Header, Kind, Options};
@@ -332,9 +331,8 @@ fn plan(
 /// How deltas of the relationship are written.
 pub(crate) fn stream_options(relation: &Relation) -> Options {
     let mut options = Options::default();
-    match relation.settings.compression() {
-        Compression::Enabled => {}
-        Compression::Disabled => options.compression = lifeboat_stream::Compression::None,
+    if !relation.settings.compression_enabled() {
+        options.compression = lifeboat_stream::Compression::None;
     }
     options
 }

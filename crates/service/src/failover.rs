@@ -9,13 +9,14 @@ use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::Event;
 use lifeboat_model::{DiskId, LineageId, Sequence};
 use lifeboat_peer::{TakeOver, TakeOverState};
-use lifeboat_store::{FailoverDisk, FailoverTarget, LiveCommit, StoreError};
+use lifeboat_store::{FailoverTarget, StartedDisk, StoreError};
 use lifeboat_sys::disk::GuestDisk;
 
 use crate::api::Severity;
 use crate::relation::Relation;
 use crate::replica::{ReplicaStore, store_code};
 use crate::service::{Service, with_causes};
+use crate::soon::{LiveCommit, Soon as _};
 use crate::vm::{Vm, VmArc};
 
 /// A step of a failover or its end went wrong.
@@ -230,10 +231,15 @@ impl Service {
         let backings: Vec<(DiskId, Backing)> = {
             let held = vm.store();
             let replica = held.as_ref().ok_or(FailoverTrouble::NoStore)?;
-            let raw = |disk: lifeboat_store::CommittedDisk| {
+            let raw = |disk: StartedDisk| {
                 (disk.id, Backing::Raw { path: disk.head })
             };
-            replica.store.committed_disks().into_iter().map(raw).collect()
+            replica
+                .store
+                .committed_disks()?
+                .into_iter()
+                .map(raw)
+                .collect()
         };
         let definition = vm.core().definition.clone();
         self.inner.hypervisor.define(&definition, &backings)?;
@@ -393,12 +399,9 @@ impl DiskMover for CommitMover<'_> {
             }
         };
         let disks = outcome.map_err(|error| self.failed(error))?;
-        let raw = |disk: lifeboat_store::CommittedDisk| {
+        let raw = |disk: StartedDisk| {
             (disk.id, Backing::Raw { path: disk.head })
         };
         Ok(disks.into_iter().map(raw).collect())
     }
 }
-
-/// The failover disks of a VM, as its driver uses them.
-pub(crate) type FailoverDisks = Vec<(DiskId, Arc<FailoverDisk>)>;

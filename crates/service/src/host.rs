@@ -17,7 +17,7 @@ use lifeboat_peer::{
     PlannedFailover, PlannedPhase, Refusal, RefusalCode, Removal, ReplicaReport, ReplicaRole,
     SessionRequest, TakeOver, TakeOverState, Tip,
 };
-use lifeboat_store::{CopyStatus, NewCopy, StoreError, decode_chunk};
+use lifeboat_store::{CopyStatus, DigestUnit, NewCopy, StoreError, decode_chunk};
 
 use crate::api::Severity;
 use crate::replica::ReplicaStore;
@@ -376,9 +376,11 @@ impl Host for Service {
         Self::refuse_other_lineage(&vm, message.lineage)?;
         self.refuse_unless_receiving(&vm)?;
         let key = key_of(&message.key)?;
+        let unit = DigestUnit::try_from(message.unit)
+            .map_err(|error| refusal(RefusalCode::Invalid, &error.to_string()))?;
         let digester = self.with_store(&vm, |_, replica| Ok(replica.store.head_digester()?))?;
         digester
-            .digests(&message.disk, &message.ranges, message.unit, &key)
+            .digests(&message.disk, &message.ranges, unit, &key)
             .map_err(|error| {
                 let code = match error.kind() {
                     std::io::ErrorKind::InvalidInput => RefusalCode::Invalid,

@@ -11,7 +11,7 @@ use lifeboat_model::contract::{JobState, JobType, ReturnCode};
 use lifeboat_model::relationship::{
     CriticalCause, Event, Primary, Record, ReplicaPhase, Role, SuspendedFrom,
 };
-use lifeboat_model::{Timestamp, VmId};
+use lifeboat_model::VmId;
 use lifeboat_sys::host;
 use serde::{Deserialize, Serialize};
 
@@ -223,9 +223,10 @@ impl Service {
         event: Event,
     ) -> Result<Accepted, Rejection> {
         // Refused wishes leave no job behind.
-        vm.core()
-            .decide(self.now(), event.clone())
-            .map_err(crate::operations::rejection_of_step)?;
+        let allowed = vm.core().decide(self.now(), event.clone());
+        if let Err(error) = allowed {
+            return Err(crate::operations::rejection_of_step(error));
+        }
         let job = self.new_job(caller, vm.id, job_type, goal)?;
         let id = JobId(*job.row.id.as_bytes());
         vm.core().jobs.push(job);
@@ -443,9 +444,4 @@ const fn is_cancellable(goal: Goal) -> bool {
         | Goal::Reverse { .. }
         | Goal::Thread => false,
     }
-}
-
-/// When a job was submitted, for those who list them.
-pub(crate) fn submitted(row: &Job) -> Timestamp {
-    row.time_submitted
 }

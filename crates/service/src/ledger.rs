@@ -56,10 +56,6 @@ impl Ledger {
         self.catalog.change(|change| change.vm_add(row))
     }
 
-    pub(crate) fn save_vm(&self, row: &VmRow) -> Result<(), CatalogError> {
-        self.catalog.change(|change| change.vm_save(row))
-    }
-
     pub(crate) fn save_power(
         &self,
         vm: VmId,

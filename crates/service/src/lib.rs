@@ -40,6 +40,7 @@ mod replica;
 mod scheduler;
 mod service;
 mod session;
+mod soon;
 mod test_failover;
 mod timing;
 mod vm;
@@ -47,4 +48,4 @@ mod work;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{OnBoot, ServiceConfig};
-pub use service::{Service, StartError};
+pub use service::{HostStanding, Service, StartError};

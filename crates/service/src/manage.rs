@@ -27,6 +27,7 @@ use crate::operations::{
 };
 use crate::relation::{PeerPlace, Relation, Saved};
 use crate::service::{Service, with_causes};
+use crate::soon::Soon as _;
 use crate::vm::{Core, DisksPlace, Facts, Task, Vm, VmArc};
 
 impl Service {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lifeboat_catalog::{Activity, JobId as RowId, NewAuditRow};
 use lifeboat_model::authorization::AuthorizationTable;
 use lifeboat_model::contract::{
-    FailoverType, JobType, PointKind, RequestedState, ReturnCode,
+    FailoverType, JobType, PointKind, ReturnCode,
 };
 use lifeboat_model::relationship::{
     CancelHow, Event, FailoverChoice, Operation, PrimaryGuest, Refused, Role, VmPower,
@@ -573,7 +573,7 @@ impl Operations for Service {
                 kind: point.kind,
                 captured_at: point.captured_at,
                 opened_at: point.opened_at,
-                abandoned: point.lineage.is_some() && point.lineage != lineage,
+                abandoned: lineage.is_some_and(|lineage| lineage != point.lineage),
                 sealed: point.sealed,
                 in_use: point.users > 0,
             })
@@ -1004,25 +1004,5 @@ pub(crate) fn invalid(what: String) -> Rejection {
         code: ReturnCode::InvalidParameter,
         what,
         remedy: String::new(),
-    }
-}
-
-/// The contract's numbers of `RequestReplicationStateChange`, as operations.
-///
-/// # Errors
-/// What the contract does not know is refused by whoever parses the number.
-#[must_use]
-pub fn requested(state: RequestedState, is_prepared: bool) -> Option<VmOperation> {
-    match state {
-        RequestedState::ReadyForReplication => Some(VmOperation::CancelInitialReplication),
-        // Marks a VM as a replica: made by the adoption of an old primary.
-        RequestedState::WaitingToCompleteInitialReplication => None,
-        RequestedState::Replicating if is_prepared => Some(VmOperation::CancelPlannedFailover {
-            how: Urgency::Checked,
-        }),
-        RequestedState::Replicating => Some(VmOperation::Resume),
-        RequestedState::SyncedReplicationComplete => Some(VmOperation::PreparePlannedFailover),
-        RequestedState::Suspend => Some(VmOperation::Suspend),
-        RequestedState::CancelResynchronize => Some(VmOperation::CancelResynchronize),
     }
 }

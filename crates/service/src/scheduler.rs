@@ -44,7 +44,8 @@ impl Scheduler {
     }
 
     /// When the VM's alarm is set to.
-    pub(crate) fn at(&self, vm: VmId) -> Option<Duration> {
+    #[cfg(test)]
+    fn at(&self, vm: VmId) -> Option<Duration> {
         let alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
         alarms.by_vm.get(&vm).copied()
     }

@@ -8,7 +8,7 @@ use lifeboat_hypervisor::{Backing, HypervisorError, PowerState, StopMode};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::Operation;
 use lifeboat_model::{DiskId, Sequence, VmId};
-use lifeboat_store::{BoundaryPin, ScratchDisk, StoreError};
+use lifeboat_store::{BoundaryPin, StoreError};
 use lifeboat_sys::disk::GuestDisk;
 use lifeboat_sys::host;
 
@@ -98,7 +98,7 @@ impl Service {
             Some(point) => replica.store.pin_point(point)?,
         };
         let boundary = pin.boundary();
-        let disks = self.test_disks(replica, &pin, folder, true)?;
+        let disks = Self::test_disks(replica, &pin, folder)?;
         let definition = {
             let core = vm.core();
             let name = format!("{} - Test", core.definition.name());
@@ -178,22 +178,14 @@ impl Service {
 
     /// The test's disks: new overlays over the boundary, or those that are there.
     fn test_disks(
-        &self,
         replica: &ReplicaStore,
         pin: &BoundaryPin,
         folder: &Path,
-        new: bool,
     ) -> Result<Vec<(DiskId, Backing)>, TestTrouble> {
         let mut disks = Vec::new();
         for (id, _) in replica.store.disks() {
-            let reader = replica.store.reader_at(pin, &id)?;
-            let image = folder.join(format!("{id}.qcow2"));
-            let disk = &self.inner.disk;
-            let scratch = if new {
-                ScratchDisk::create(disk.as_ref(), &image, reader)?
-            } else {
-                ScratchDisk::open(disk.as_ref(), &image, reader)?
-            };
+            let scratch = replica.store.scratch_disk(pin, &id, folder)?;
+            let image = scratch.path().to_owned();
             let device: Arc<dyn GuestDisk> = Arc::new(scratch);
             disks.push((id, Backing::Device { device, image }));
         }
@@ -213,7 +205,7 @@ impl Service {
             return Err(TestTrouble::Store(lifeboat_store::Refused::Reopen.into()));
         };
         let pin = replica.store.pin_boundary(boundary)?;
-        let disks = self.test_disks(replica, &pin, folder, false)?;
+        let disks = Self::test_disks(replica, &pin, folder)?;
         let definition = test.core().definition.clone();
         self.inner.hypervisor.define(&definition, &disks)?;
         replica.test_pin = Some(pin);

@@ -66,6 +66,7 @@ impl Store {
                         sequence: delta.moment.sequence,
                         delta: delta.moment.id,
                         captured_at: delta.moment.captured_at,
+                        consistency: delta.moment.consistency,
                         changed_bytes,
                     }));
                 }

@@ -205,7 +205,7 @@ impl Store {
         }
     }
 
-    fn users(&self, boundary: u64) -> usize {
+    pub(crate) fn users(&self, boundary: u64) -> usize {
         self.pinned().get(&boundary).copied().unwrap_or(0)
     }
 

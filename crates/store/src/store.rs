@@ -80,6 +80,8 @@ pub struct Point {
     pub lineage: LineageId,
     /// Whether stock QEMU tools can open it now, and the file to open per disk.
     pub sealed: bool,
+    /// How many readers it has: tests, exports, captures.
+    pub users: usize,
     pub disks: Vec<PointDisk>,
 }
 
@@ -108,6 +110,7 @@ pub struct AppliedDelta {
     pub sequence: Sequence,
     pub delta: DeltaId,
     pub captured_at: Timestamp,
+    pub consistency: Consistency,
     /// Bytes of the disks that changed.
     pub changed_bytes: u64,
 }
@@ -350,6 +353,16 @@ impl Store {
             .map_or(self.state.applied_sequence(), |delta| delta.moment.sequence)
     }
 
+    /// The newest moment received, with its id; `None` before the first.
+    #[must_use]
+    pub fn tip_moment(&self) -> Option<(Sequence, DeltaId)> {
+        let moment = match self.spool.last() {
+            Some(delta) => Some(delta.moment),
+            None => self.state.applied,
+        };
+        moment.map(|moment| (moment.sequence, moment.id))
+    }
+
     /// The deltas that wait to be applied, oldest first.
     #[must_use]
     pub fn pending(&self) -> Vec<Pending> {
@@ -402,6 +415,7 @@ impl Store {
             kind: segment.kind,
             lineage: self.state.lineage_of(segment).id,
             sealed,
+            users: self.users(segment.number),
             disks: disks.collect(),
         }
     }

@@ -139,6 +139,11 @@ impl Machine {
         removed.map_err(|source| HypervisorError::Tracking { vm, source })
     }
 
+    /// Lets go of the disks; what was tracked stays on disk.
+    pub(crate) fn release(self) {
+        self.withdraw_present();
+    }
+
     fn vm(&self) -> VmId {
         self.definition.vm()
     }

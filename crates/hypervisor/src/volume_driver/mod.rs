@@ -177,6 +177,30 @@ impl VolumeDriver {
     }
 }
 
+impl VolumeDriver {
+    /// Takes out a VM whose disks nobody uses.
+    fn take_out(
+        &self,
+        vm: VmId,
+        end: impl FnOnce(Machine) -> Result<(), HypervisorError>,
+    ) -> Result<(), HypervisorError> {
+        let slot = self.slot(vm)?;
+        let ended = {
+            let mut place = lock(&slot);
+            let machine = place.take().ok_or(HypervisorError::Unknown { vm })?;
+            match machine.refuse_unless_idle() {
+                Ok(()) => end(machine),
+                Err(error) => {
+                    *place = Some(machine);
+                    Err(error)
+                }
+            }
+        };
+        self.tidy(vm, &slot);
+        ended
+    }
+}
+
 impl Hypervisor for VolumeDriver {
     fn define(
         &self,
@@ -202,20 +226,14 @@ impl Hypervisor for VolumeDriver {
     }
 
     fn undefine(&self, vm: VmId) -> Result<(), HypervisorError> {
-        let slot = self.slot(vm)?;
-        let undefined = {
-            let mut place = lock(&slot);
-            let machine = place.take().ok_or(HypervisorError::Unknown { vm })?;
-            match machine.refuse_unless_idle() {
-                Ok(()) => machine.undefine(),
-                Err(error) => {
-                    *place = Some(machine);
-                    Err(error)
-                }
-            }
-        };
-        self.tidy(vm, &slot);
-        undefined
+        self.take_out(vm, Machine::undefine)
+    }
+
+    fn release(&self, vm: VmId) -> Result<(), HypervisorError> {
+        self.take_out(vm, |machine| {
+            machine.release();
+            Ok(())
+        })
     }
 
     fn power_state(&self, vm: VmId) -> Result<PowerState, HypervisorError> {

@@ -200,7 +200,7 @@ fn describe(made: &Made) -> String {
     text
 }
 
-fn make_folder(path: &Path) -> Result<(), Failure> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), Failure> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -212,7 +212,17 @@ fn make_folder(path: &Path) -> Result<(), Failure> {
         })
 }
 
-fn write_new(path: &Path, text: &[u8]) -> Result<(), Failure> {
+/// Writes a file that does not exist yet, readable by others of the group.
+pub(crate) fn write_new(path: &Path, text: &[u8]) -> Result<(), Failure> {
+    write_with_mode(path, text, 0o640)
+}
+
+/// As [`write_new`], for the owner's eyes only.
+pub(crate) fn write_secret(path: &Path, text: &[u8]) -> Result<(), Failure> {
+    write_with_mode(path, text, 0o600)
+}
+
+fn write_with_mode(path: &Path, text: &[u8], mode: u32) -> Result<(), Failure> {
     let failed = |source| Failure::File {
         what: "write",
         path: path.to_owned(),
@@ -221,7 +231,7 @@ fn write_new(path: &Path, text: &[u8]) -> Result<(), Failure> {
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o640)
+        .mode(mode)
         .open(path)
         .map_err(failed)?;
     file.write_all(text)

@@ -1,8 +1,11 @@
 //! The commands, one module each, and what they share.
 
+pub mod certificate;
 pub mod completions;
 pub mod delta;
+pub mod init;
 pub mod reference;
+pub mod serve;
 pub mod store;
 
 use std::fs::File;

@@ -116,12 +116,13 @@ impl OnBootConfig {
     }
 }
 
-/// Commands around an application-consistent freeze. They are told the VM's id.
+/// A program around an application-consistent freeze: called with `freeze` or `thaw`, and the
+/// VM's id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuiesceConfig {
-    pub freeze: Vec<String>,
-    pub thaw: Vec<String>,
+    pub program: PathBuf,
+    /// For each of the two calls.
     pub timeout_seconds: u64,
 }
 
@@ -193,10 +194,10 @@ impl Config {
             return wrong("peer.address", given, "use NAME:PORT, as peers reach this host");
         }
         if self.quiesce.as_ref().is_some_and(|quiesce| {
-            quiesce.freeze.is_empty() || quiesce.thaw.is_empty() || quiesce.timeout_seconds == 0
+            !quiesce.program.is_absolute() || quiesce.timeout_seconds == 0
         }) {
             let given = "incomplete".to_owned();
-            return wrong("quiesce", given, "give both commands and a timeout");
+            return wrong("quiesce", given, "give the program's absolute path and a timeout");
         }
         Ok(())
     }
@@ -269,10 +270,10 @@ policy = \"ask_peer\"
 # How long the peer is asked before the VM is held.
 timeout_seconds = 60
 
-# Commands around an application-consistent freeze, told the VM's id. Thawing always happens.
+# A program around an application-consistent freeze, called with \"freeze\" or \"thaw\" and the
+# VM's id. Thawing always happens.
 # [quiesce]
-# freeze = [\"/usr/local/sbin/freeze\"]
-# thaw = [\"/usr/local/sbin/thaw\"]
+# program = \"/usr/local/sbin/quiesce\"
 # timeout_seconds = 10
 ",
             host = text(&self.host),

@@ -3,5 +3,5 @@
 pub mod config;
 mod serve;
 
-pub use config::{Config, ConfigError, DEFAULT_CONFIG};
-pub use serve::{ServeError, serve};
+pub use config::{Config, DEFAULT_CONFIG};
+pub use serve::serve;

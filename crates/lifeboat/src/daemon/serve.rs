@@ -108,9 +108,8 @@ fn start_service(
         scratch_limit: config.limits.scratch,
         shutdown_grace: SHUTDOWN_GRACE,
         quiesce: config.quiesce.as_ref().map(|quiesce| QuiesceHook {
-            freeze: quiesce.freeze.clone(),
-            thaw: quiesce.thaw.clone(),
-            timeout: Duration::from_secs(quiesce.timeout_seconds),
+            program: quiesce.program.clone(),
+            limit: Duration::from_secs(quiesce.timeout_seconds),
         }),
         boot,
     };

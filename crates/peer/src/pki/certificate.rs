@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use lifeboat_model::Timestamp;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -178,6 +180,20 @@ impl CertificateInfo {
     /// When the bytes are no certificate, or one that is too large.
     pub fn read(der: &[u8]) -> Result<Self, PkiError> {
         parsed(der).map(|certificate| Self::of(&certificate, der))
+    }
+
+    /// Reads a certificate in its text form (PEM).
+    ///
+    /// # Errors
+    /// When the text holds no certificate.
+    pub fn read_pem(text: &str) -> Result<Self, PkiError> {
+        let der = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|error| {
+            PkiError::Unusable {
+                what: "the certificate",
+                why: error.to_string(),
+            }
+        })?;
+        Self::read(&der)
     }
 
     /// How long it is valid yet; zero when it is no more.
