@@ -7,9 +7,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use lifeboat_model::contract::PointKind;
-use lifeboat_model::{BLOCK_SIZE, LineageId, Sequence, Timestamp};
+use lifeboat_model::{BLOCK_SIZE, Lineage, LineageId, Sequence, Timestamp};
 use lifeboat_store::{
-    CopyKind, CopyStatus, FailoverTarget, Heads, NewCopy, Role, Store, StoreError,
+    CopyKind, CopyStatus, FailoverTarget, Heads, NewCopy, Reversal, Role, Store, StoreError,
 };
 use lifeboat_sys::disk::{DiskPort, GuestDisk};
 
@@ -20,6 +20,7 @@ use crate::{
 
 const NOW: Timestamp = Timestamp::from_micros(1);
 const LINEAGE: LineageId = LineageId::from_bytes([0xF0; 16]);
+const SURVIVOR: LineageId = LineageId::from_bytes([0xF1; 16]);
 /// Sectors at any place.
 const UNALIGNED: Activity = Activity {
     operations: 4,
@@ -52,6 +53,8 @@ pub enum Operation {
     Piece,
     CloseCopy,
     FailoverCopying,
+    Flatten,
+    Rejoin,
 }
 
 /// What is true of a store before and after an operation.
@@ -86,7 +89,7 @@ pub struct Prepared {
 }
 
 impl Operation {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Receive,
         Self::Apply,
         Self::Boundary,
@@ -103,6 +106,8 @@ impl Operation {
         Self::Piece,
         Self::CloseCopy,
         Self::FailoverCopying,
+        Self::Flatten,
+        Self::Rejoin,
     ];
 
     #[must_use]
@@ -124,6 +129,8 @@ impl Operation {
             Self::Piece => "piece",
             Self::CloseCopy => "close-copy",
             Self::FailoverCopying => "failover-copying",
+            Self::Flatten => "flatten",
+            Self::Rejoin => "rejoin",
         }
     }
 
@@ -192,6 +199,16 @@ impl Operation {
                 let range = piece_range(&store);
                 copy_piece(&mut store, &mut prepared.shadow, copy, 0, range).expect("copy");
             }
+            Self::Flatten => {
+                prepared.guest = Some(prepared.shadow.at(store.applied()).to_vec());
+                prepared.receive(&mut store);
+            }
+            Self::Rejoin => {
+                prepared.fail_over(&mut store, FailoverTarget::Newest, &mut random);
+                store.commit(&mut |_| {}).expect("commit");
+                let guest = prepared.guest.clone().expect("BUG: the guest has disks");
+                prepared.shadow.change_sides(SURVIVOR, &guest);
+            }
             Self::Merge => store.seal().expect("seal"),
             Self::Revert => {
                 prepared.receive(&mut store);
@@ -243,6 +260,8 @@ impl Operation {
                 fail_over(store, FailoverTarget::Point(point))
             }
             Self::Revert => store.revert_failover(),
+            Self::Flatten => store.flatten(),
+            Self::Rejoin => store.rejoin(&reversal_of(store), NOW),
             Self::CommitNewest | Self::CommitOlder => {
                 store.commit(&mut |_| {})?;
                 store.empty_trash()
@@ -539,6 +558,21 @@ impl Prepared {
                 .map_err(|error| format!("committed {name}: {error}"))?;
         }
         Ok(())
+    }
+}
+
+/// The reversal of a store that was committed: the next number, and a lineage that left its own.
+fn reversal_of(store: &Store) -> Reversal {
+    let left = store.lineage();
+    Reversal {
+        relationship: store.relationship(),
+        lineage: Lineage {
+            counter: left.counter + 1,
+            id: SURVIVOR,
+            forked_from: Some((left.id, store.applied())),
+        },
+        ancestors: [store.ancestors(), &[left]].concat(),
+        drawn: store.tip().next().expect("BUG: a test ran out of numbers"),
     }
 }
 

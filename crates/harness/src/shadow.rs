@@ -217,6 +217,19 @@ impl ShadowVm {
         self.capture_as(Kind::Resync, None)
     }
 
+    /// The VM goes on under another lineage with these bytes, and they are kept under a number
+    /// drawn for them. Nothing that is captured later builds on an earlier moment.
+    pub fn change_sides(&mut self, lineage: LineageId, disks: &[Vec<u8>]) -> Sequence {
+        let sequence = self.draw();
+        self.lineage = lineage;
+        self.disks = disks.to_vec();
+        self.dirty.iter_mut().for_each(BTreeSet::clear);
+        self.newest = None;
+        self.moments.insert(sequence, self.disks.clone());
+        self.definitions.insert(sequence, self.definition.clone());
+        sequence
+    }
+
     fn draw(&mut self) -> Sequence {
         let sequence = self.next;
         self.next = sequence.next().expect("BUG: a test ran out of numbers");

@@ -366,6 +366,7 @@ fn of_refused(refused: &Refused) -> Exit {
         Refused::NoStore { .. }
         | Refused::NoPoint { .. }
         | Refused::NoBoundary { .. }
+        | Refused::NoImage { .. }
         | Refused::NoDisk { .. } => Exit::NotFound,
         Refused::InUse { .. } | Refused::ImageInUse { .. } | Refused::PointInUse { .. } => {
             Exit::Unavailable
@@ -397,6 +398,9 @@ fn of_refused(refused: &Refused) -> Exit {
         | Refused::CopyIncomplete { .. }
         | Refused::CopyNeeded
         | Refused::NotCommitted
+        | Refused::NotDescended { .. }
+        | Refused::BadImage { .. }
+        | Refused::OtherFailoverDisks
         | Refused::Committing
         | Refused::Committed => Exit::Refused,
     }
@@ -431,6 +435,7 @@ fn refused_hint(refused: &Refused) -> Option<&'static str> {
         | Refused::NotInitial
         | Refused::NoPoint { .. }
         | Refused::NoBoundary { .. }
+        | Refused::NoImage { .. }
         | Refused::OldCopy { .. }
         | Refused::NotEmptyForCopy { .. }
         | Refused::NotCopying
@@ -443,6 +448,9 @@ fn refused_hint(refused: &Refused) -> Option<&'static str> {
         | Refused::CopyIncomplete { .. }
         | Refused::CopyNeeded
         | Refused::NotCommitted
+        | Refused::NotDescended { .. }
+        | Refused::BadImage { .. }
+        | Refused::OtherFailoverDisks
         | Refused::PointInUse { .. }
         | Refused::Committing => None,
     }
@@ -465,6 +473,7 @@ mod tests {
             Refused::NoStore { path: path.clone() },
             Refused::NoPoint { sequence },
             Refused::NoBoundary { number: 3 },
+            Refused::NoImage { path: path.clone() },
             Refused::NoDisk {
                 disk: "sda".parse().unwrap(),
             },
@@ -537,6 +546,12 @@ mod tests {
             Refused::CopyIncomplete { sequence },
             Refused::CopyNeeded,
             Refused::NotCommitted,
+            Refused::NotDescended { from: lineage },
+            Refused::BadImage {
+                path: PathBuf::from("/srv/image"),
+                bytes: 1,
+            },
+            Refused::OtherFailoverDisks,
             Refused::FailedOver,
             Refused::NotFailedOver { purpose: "show" },
             Refused::Committing,

@@ -308,7 +308,11 @@ impl Store {
     }
 
     /// Makes the files of a new segment; their names are not durable yet.
-    fn create_segment(&self, disk: &DiskId, number: u64) -> Result<SegmentWriter, StoreError> {
+    pub(crate) fn create_segment(
+        &self,
+        disk: &DiskId,
+        number: u64,
+    ) -> Result<SegmentWriter, StoreError> {
         let (data_path, index_path) = (
             self.layout.open_segment(disk, number),
             self.layout.segment_index(disk, number),

@@ -10,23 +10,21 @@ use std::sync::Arc;
 
 use lifeboat_model::{BLOCK_SIZE, Lineage, Sequence};
 use lifeboat_qcow2::{ExtentState, Overlay};
-use lifeboat_stream::Entry;
 use lifeboat_sys::disk::{Access, Cloned, DiskFile, EntryKind};
 use serde::Serialize;
 
+use crate::digest::DigestTable;
 use crate::error::{IoContext, Refused, StoreError};
 use crate::failover::image_error;
 use crate::files;
-use crate::image::Image;
 use crate::index::Saved;
 use crate::reader::View;
 use crate::record::{Failover, Phase, Record, Target};
 use crate::segment::Segment;
-use crate::spool::{self, ScanError, SpooledDelta};
 use crate::store::Store;
 
 /// How much of a disk is planned at once.
-const WINDOW: u64 = 1 << 30;
+pub(crate) const WINDOW: u64 = 1 << 30;
 
 /// Bytes copied at once.
 const COPY_BYTES: u64 = 1 << 20;
@@ -56,10 +54,10 @@ pub struct Committed {
 type OpenOverlay = (Arc<dyn DiskFile>, Overlay);
 
 /// What has to be written to a head, in order.
-type Plan = Vec<(Range<u64>, Source)>;
+pub(crate) type Plan = Vec<(Range<u64>, Source)>;
 
 /// Where a range of the disk comes from.
-enum Source {
+pub(crate) enum Source {
     Overlay { host: u64 },
     Segment { segment: Arc<Segment>, host: u64 },
     Zero,
@@ -88,7 +86,7 @@ impl Store {
         };
         self.refuse_readers()?;
         let _overlays = self.guard_overlays()?;
-        let points = self.points().len();
+        let points = self.points_kept();
         self.guard_images()?;
         if let Err(error) = self.refuse_damaged(&failover) {
             // The VM can be started again.
@@ -96,25 +94,23 @@ impl Store {
             return Err(error);
         }
         self.change(|store| {
-            store.write_divergence_map(&failover)?;
+            let overlays = store.open_overlays()?;
+            let overlays: Vec<_> = overlays.iter().map(|(_, overlay)| overlay).collect();
+            store.write_divergence_map(&failover, &overlays)?;
             store.save(&Record::Committing)?;
-            let moved = store.complete_commit(progress)?;
+            let moved = store.complete_commit(Begun::Now, progress)?;
             store.clear_after_commit()?;
-            let sequence = failover
-                .lineage
-                .forked_from
-                .map_or(Sequence::ZERO, |(_, sequence)| sequence);
-            Ok(Committed {
-                sequence,
-                lineage: failover.lineage,
-                points,
-                written_bytes: moved.written,
-                shared_bytes: moved.shared,
-            })
+            Ok(Committed::of(&failover, points, moved))
         })
     }
 
-    fn refuse_readers(&self) -> Result<(), Refused> {
+    /// How many recovery points there are, whatever the store is for now.
+    pub(crate) fn points_kept(&self) -> usize {
+        let segments = self.state.segments.iter();
+        segments.filter(|segment| segment.is_point).count()
+    }
+
+    pub(crate) fn refuse_readers(&self) -> Result<(), Refused> {
         let pinned = self.pinned();
         let segment = self
             .state
@@ -156,88 +152,21 @@ impl Store {
             .collect()
     }
 
-    /// Notes where this side's history differs from its former peer's: for a later reversal.
-    fn write_divergence_map(&self, failover: &Failover) -> Result<(), StoreError> {
-        let path = self.layout.divergence_map(&failover.lineage.id);
-        files::remove(self.disk.as_ref(), &path)?;
-        let file = self.disk.create(&path).context("create", &path)?;
-        let mut map = MapWriter::new(file);
-        let write = |outcome: std::io::Result<()>| outcome.context("write", &path);
-        for (at, (_, overlay)) in self.open_overlays()?.iter().enumerate() {
-            for extent in overlay.allocated(0..overlay.virtual_size()) {
-                let extent = extent.map_err(|error| image_error(&path, &error))?;
-                let range = extent.offset..extent.offset + extent.len;
-                write(map.push(at, MapKind::Written, range))?;
-            }
-            if let Target::Segment(number) = failover.target {
-                for segment in self.images[at].chain.from(number) {
-                    for (run, _) in segment.index().context("read the index for", &path)?.runs() {
-                        let range = run.start * BLOCK_SIZE..run.end * BLOCK_SIZE;
-                        write(map.push(at, MapKind::RolledBack, range))?;
-                    }
-                }
-            }
-            // No segment holds what a disk has grown by since the point; the commit zeroes it.
-            let grown = failover.target_sizes[at].bytes()..failover.sizes[at].bytes();
-            if !grown.is_empty() {
-                write(map.push(at, MapKind::RolledBack, grown))?;
-            }
-            if !self.broken_spool.is_empty() {
-                // What they would have changed cannot be known.
-                write(map.push(at, MapKind::RolledBack, 0..failover.sizes[at].bytes()))?;
-            }
-        }
-        for delta in &self.spool {
-            self.note_unapplied(delta, &mut map)?;
-        }
-        map.finish().context("write", &path)?;
-        files::sync_parent(self.disk.as_ref(), &path)
-    }
-
-    /// Notes what a delta would have changed that was acknowledged and never applied.
-    fn note_unapplied(&self, delta: &SpooledDelta, map: &mut MapWriter) -> Result<(), StoreError> {
-        let path = self
-            .layout
-            .delta(&self.state.lineage.id, delta.moment.sequence);
-        let file = self
-            .disk
-            .open(&path, Access::ReadOnly)
-            .context("open", &path)?;
-        let disks = self.disks_of(delta);
-        let at_spool = |error: ScanError| error.at(&path);
-        let mut scan = spool::open_scan(&file).map_err(at_spool)?;
-        while let Some(entry) = scan
-            .next_entry()
-            .map_err(|e| at_spool(ScanError::Decode(e)))?
-        {
-            let (disk, offset, len) = match entry {
-                Entry::Blob { .. } => continue,
-                Entry::Data {
-                    disk,
-                    offset,
-                    payload,
-                } => (disk, offset, u64::from(payload.plain_len)),
-                Entry::Zero {
-                    disk,
-                    offset,
-                    length,
-                } => (disk, offset, length),
-            };
-            map.push(disks[disk], MapKind::RolledBack, offset..offset + len)
-                .context("write the divergence map from", &path)?;
-        }
-        Ok(())
-    }
-
     /// Writes the heads of a commit that has begun.
     pub(crate) fn complete_commit(
         &mut self,
+        begun: Begun,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Moved, StoreError> {
         let Phase::Committing(failover) = self.state.phase.clone() else {
             return Ok(Moved::default());
         };
         let overlays = self.open_overlays()?;
+        if begun == Begun::Before {
+            // The guest of a live commit may have written on since the map was written.
+            let overlays: Vec<_> = overlays.iter().map(|(_, overlay)| overlay).collect();
+            self.write_divergence_map(&failover, &overlays)?;
+        }
         let mut moved = Moved::default();
         for (at, (file, overlay)) in overlays.iter().enumerate() {
             let image = &self.images[at];
@@ -253,9 +182,10 @@ impl Store {
             }
             let below = self.below(at, &failover);
             let mut writer = HeadWriter {
-                image,
+                head: &image.chain.head,
+                digests: &image.digests,
                 size,
-                overlay: file,
+                overlay: OverlayBytes::File(file),
                 moved: &mut moved,
                 unwritten: 0,
                 buffer: Vec::new(),
@@ -358,6 +288,15 @@ impl Store {
     }
 }
 
+/// When a commit that is to be completed has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// In this call: nothing has changed since.
+    Now,
+    /// Before a crash, perhaps with a guest that wrote on.
+    Before,
+}
+
 /// How many bytes a commit moved.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Moved {
@@ -365,8 +304,31 @@ pub(crate) struct Moved {
     shared: u64,
 }
 
+impl Moved {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.written += other.written;
+        self.shared += other.shared;
+    }
+}
+
+impl Committed {
+    pub(crate) fn of(failover: &Failover, points: usize, moved: Moved) -> Self {
+        let sequence = failover
+            .lineage
+            .forked_from
+            .map_or(Sequence::ZERO, |(_, sequence)| sequence);
+        Self {
+            sequence,
+            lineage: failover.lineage,
+            points,
+            written_bytes: moved.written,
+            shared_bytes: moved.shared,
+        }
+    }
+}
+
 /// Where each range of a window has to be taken from; ranges that the head holds are left out.
-fn plan(
+pub(crate) fn plan(
     overlay: &Overlay,
     below: &View,
     target: Target,
@@ -423,26 +385,45 @@ fn plan_below(below: &View, range: Range<u64>, plan: &mut Plan) -> std::io::Resu
 }
 
 /// Writes one head during a commit.
-struct HeadWriter<'a> {
-    image: &'a Image,
-    size: u64,
-    overlay: &'a Arc<dyn DiskFile>,
-    moved: &'a mut Moved,
-    unwritten: u64,
-    buffer: Vec<u8>,
-    shares: bool,
+pub(crate) struct HeadWriter<'a> {
+    pub(crate) head: &'a Arc<dyn DiskFile>,
+    pub(crate) digests: &'a DigestTable,
+    pub(crate) size: u64,
+    pub(crate) overlay: OverlayBytes<'a>,
+    pub(crate) moved: &'a mut Moved,
+    pub(crate) unwritten: u64,
+    pub(crate) buffer: Vec<u8>,
+    pub(crate) shares: bool,
+}
+
+/// Where the bytes of an overlay are read.
+#[derive(Clone, Copy)]
+pub(crate) enum OverlayBytes<'a> {
+    /// From its file, which nobody writes.
+    File(&'a Arc<dyn DiskFile>),
+    /// As its guest reads them, while it writes.
+    Live(&'a Overlay),
 }
 
 impl HeadWriter<'_> {
-    fn put(&mut self, range: Range<u64>, source: &Source) -> std::io::Result<()> {
-        let head = &self.image.chain.head;
+    pub(crate) fn put(&mut self, range: Range<u64>, source: &Source) -> std::io::Result<()> {
         match source {
             Source::Zero => {
-                head.punch(range.start, range.end - range.start)?;
-                self.image.digests.forget(range);
+                let len = range.end - range.start;
+                self.head.punch(range.start, len)?;
+                self.digests.forget(range);
                 Ok(())
             }
-            Source::Overlay { host } => self.copy(self.overlay, *host, range),
+            Source::Overlay { host } => match self.overlay {
+                OverlayBytes::File(file) => self.copy(file, *host, range),
+                OverlayBytes::Live(overlay) => self.write_from(range, &|offset, buffer| {
+                    // What an overlay holds once it holds for ever.
+                    let gone = || std::io::Error::other("read what an overlay gave up");
+                    overlay
+                        .read(offset, buffer, &|_, _| Err(gone()))
+                        .map_err(std::io::Error::other)
+                }),
+            },
             Source::Segment { segment, host } => self.copy(segment.data(), *host, range),
         }
     }
@@ -457,38 +438,42 @@ impl HeadWriter<'_> {
         let aligned = (host | range.start | len).is_multiple_of(BLOCK_SIZE);
         if self.shares && len >= SHARE_FROM && aligned && host + len <= from.len()? {
             match self
-                .image
-                .chain
                 .head
                 .clone_range(from.as_ref(), host, len, range.start)?
             {
                 Cloned::Shared => {
                     self.moved.shared += len;
-                    self.image.digests.forget(range);
+                    self.digests.forget(range);
                     return Ok(());
                 }
                 Cloned::Unsupported => self.shares = false,
             }
         }
+        let start = range.start;
+        self.write_from(range, &|offset, buffer| {
+            read_padded(from.as_ref(), host + (offset - start), buffer)
+        })
+    }
+
+    /// Writes what `read` fills in for each offset of the disk.
+    fn write_from(
+        &mut self,
+        range: Range<u64>,
+        read: &dyn Fn(u64, &mut [u8]) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
         let mut position = range.start;
         while position < range.end {
             let step = (range.end - position).min(COPY_BYTES);
             self.buffer.resize(step as usize, 0);
-            read_padded(
-                from.as_ref(),
-                host + (position - range.start),
-                &mut self.buffer,
-            )?;
-            self.image.chain.head.write_at(&self.buffer, position)?;
-            self.image
-                .digests
-                .written(position, &self.buffer, self.size)?;
+            read(position, &mut self.buffer)?;
+            self.head.write_at(&self.buffer, position)?;
+            self.digests.written(position, &self.buffer, self.size)?;
             position += step;
             self.moved.written += step;
             self.unwritten += step;
         }
         if self.unwritten >= WRITEBACK_BYTES {
-            self.image.chain.head.start_writeback(0, 0);
+            self.head.start_writeback(0, 0);
             self.unwritten = 0;
         }
         Ok(())
@@ -500,67 +485,4 @@ fn read_padded(file: &dyn DiskFile, offset: u64, buffer: &mut [u8]) -> std::io::
     let there = file.len()?.saturating_sub(offset).min(buffer.len() as u64) as usize;
     buffer[there..].fill(0);
     file.read_at(&mut buffer[..there], offset)
-}
-
-/// Why a range differs from what the former peer holds.
-#[derive(Clone, Copy)]
-enum MapKind {
-    /// The guest wrote it here.
-    Written = 1,
-    /// The peer had sent it, and going back to a point undid it, or it was never applied.
-    RolledBack = 2,
-}
-
-/// Writes a divergence map: ranges in no order, overlapping or not, with a digest at the end.
-///
-/// ```text
-/// 0  8  magic "LBDIVMP1"
-/// then per range, little endian: disk u32, kind u32 (1 written, 2 rolled back), offset u64, length u64
-/// at the end: 24 bytes of ff, then BLAKE3 of everything before, 32 bytes
-/// ```
-struct MapWriter {
-    file: Arc<dyn DiskFile>,
-    hasher: blake3::Hasher,
-    buffer: Vec<u8>,
-    position: u64,
-}
-
-impl MapWriter {
-    fn new(file: Arc<dyn DiskFile>) -> Self {
-        Self {
-            file,
-            hasher: blake3::Hasher::new(),
-            buffer: b"LBDIVMP1".to_vec(),
-            position: 0,
-        }
-    }
-
-    fn push(&mut self, disk: usize, kind: MapKind, range: Range<u64>) -> std::io::Result<()> {
-        self.buffer.extend_from_slice(&(disk as u32).to_le_bytes());
-        self.buffer.extend_from_slice(&(kind as u32).to_le_bytes());
-        self.buffer.extend_from_slice(&range.start.to_le_bytes());
-        self.buffer
-            .extend_from_slice(&(range.end - range.start).to_le_bytes());
-        if self.buffer.len() >= 1 << 20 {
-            self.write_out()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn write_out(&mut self) -> std::io::Result<()> {
-        self.hasher.update(&self.buffer);
-        self.file.write_at(&self.buffer, self.position)?;
-        self.position += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> std::io::Result<()> {
-        self.buffer.extend_from_slice(&[0xFF; 24]);
-        self.write_out()?;
-        self.file
-            .write_at(self.hasher.finalize().as_bytes(), self.position)?;
-        self.file.sync()
-    }
 }

@@ -43,6 +43,9 @@ pub enum Damage {
     )]
     Spool { why: String },
 
+    #[error("the divergence map cannot be used ({why}); compare the disks")]
+    DivergenceMap { why: &'static str },
+
     #[error("the image is not as we write it ({why})")]
     Image { why: String },
 }

@@ -111,6 +111,19 @@ pub enum Refused {
     #[error("there is no recovery point {sequence}; see `lifeboat point list`")]
     NoPoint { sequence: Sequence },
 
+    #[error(
+        "the chain of lineages does not lead from {from}, which these disks belong to, to the new one; the sides have split: an operator must name the survivor"
+    )]
+    NotDescended { from: LineageId },
+
+    #[error(
+        "{} has {bytes} bytes and cannot become a disk: give a raw image, a regular file of whole sectors of 512 bytes", path.display()
+    )]
+    BadImage { path: PathBuf, bytes: u64 },
+
+    #[error("{} is missing, and the store does not hold it either; check where the disk's image is", path.display())]
+    NoImage { path: PathBuf },
+
     #[error("boundary {number} is gone, nothing kept it; start again from a recovery point")]
     NoBoundary { number: u64 },
 
@@ -181,6 +194,11 @@ pub enum Refused {
 
     #[error("the VM is failed over; revert or commit the failover first")]
     FailedOver,
+
+    #[error(
+        "the disks given are not those that the failed-over VM has, each once; give all of them as they were opened"
+    )]
+    OtherFailoverDisks,
 
     #[error("there is no failover to {purpose}")]
     NotFailedOver { purpose: &'static str },

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lifeboat_model::{DiskId, DiskSize, Lineage, LineageId, Sequence, Timestamp};
 use lifeboat_qcow2::{Backing, BackingFormat, Below, Overlay, create_overlay, verify_wrapper};
@@ -16,6 +17,7 @@ use serde::Serialize;
 use crate::damage::Damage;
 use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
+use crate::image::Chain;
 use crate::layered::Layered;
 use crate::reader::View;
 use crate::record::{Failover, Phase, Record, Target};
@@ -373,6 +375,7 @@ impl Store {
         let below = self.below(at, failover);
         Ok(FailoverDisk {
             layered: Layered { overlay, below },
+            is_retired: AtomicBool::new(false),
             _guard: guard,
         })
     }
@@ -395,7 +398,29 @@ impl Store {
 #[derive(Debug)]
 pub struct FailoverDisk {
     pub(crate) layered: Layered,
+    /// Set once the head has taken over: what came later would be lost.
+    is_retired: AtomicBool,
     _guard: ImageGuard,
+}
+
+impl FailoverDisk {
+    /// Whether the disk stands on this chain.
+    pub(crate) fn is_over(&self, chain: &Arc<Chain>) -> bool {
+        Arc::ptr_eq(&self.layered.below.chain, chain)
+    }
+
+    /// Takes no more writes from now on.
+    pub(crate) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
+    }
+
+    fn refuse_if_retired(&self) -> io::Result<()> {
+        if self.is_retired.load(Ordering::Acquire) {
+            let why = "the failover was committed; the VM's disk is the head now";
+            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why));
+        }
+        Ok(())
+    }
 }
 
 impl GuestDisk for FailoverDisk {
@@ -408,10 +433,12 @@ impl GuestDisk for FailoverDisk {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.refuse_if_retired()?;
         self.layered.write_at(bytes, offset)
     }
 
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.refuse_if_retired()?;
         self.layered.zero(offset, len)
     }
 

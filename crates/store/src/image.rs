@@ -61,7 +61,7 @@ pub(crate) struct Image {
     pub(crate) chain: Arc<Chain>,
     /// Takes preimages; absent while there is no open segment.
     pub(crate) writer: Option<SegmentWriter>,
-    pub(crate) digests: DigestTable,
+    pub(crate) digests: Arc<DigestTable>,
     /// Keeps QEMU away while the store is open and the VM is off.
     pub(crate) guards: Vec<ImageGuard>,
 }

@@ -48,6 +48,11 @@ impl Layout {
         self.disk(disk).join("head.raw")
     }
 
+    /// A head that is being copied from elsewhere.
+    pub(crate) fn new_head(&self, disk: &DiskId) -> PathBuf {
+        self.disk(disk).join("head.raw.new")
+    }
+
     pub(crate) fn wrapper(&self, disk: &DiskId) -> PathBuf {
         self.disk(disk).join("disk.qcow2")
     }

@@ -233,6 +233,16 @@ pub(crate) enum Record {
     /// The point of no return.
     Committing,
     Committed,
+    /// The VM's own disks are a replica again, of the side that took over.
+    Rejoined {
+        relationship: RelationshipId,
+        lineage: Lineage,
+        ancestors: Vec<Lineage>,
+        sizes: Vec<DiskSize>,
+        segment: Box<SegmentState>,
+    },
+    /// The heads are the VM's own disks, as they are; all that was kept besides is worthless.
+    Flattened,
 }
 
 impl State {
@@ -381,6 +391,52 @@ impl State {
                 }
                 _ => return Err("a commit that did not begin"),
             },
+            Record::Rejoined {
+                relationship,
+                lineage,
+                ancestors,
+                sizes,
+                segment,
+            } => {
+                let Phase::Committed(_) = self.phase else {
+                    return Err("joining with disks that are no VM's own");
+                };
+                let disks = self.disks.len();
+                if sizes.len() != disks || segment.disks.len() != disks {
+                    return Err("joining with other disks");
+                }
+                if segment.number < self.next_segment {
+                    return Err("a boundary that was there before");
+                }
+                for (disk, size) in self.disks.iter_mut().zip(sizes) {
+                    disk.size = size;
+                }
+                self.relationship = relationship;
+                self.lineage = lineage;
+                self.ancestors = ancestors;
+                self.applied = Some(segment.moment);
+                self.next_segment = segment.number + 1;
+                self.segments = vec![*segment];
+                self.phase = Phase::Replica;
+            }
+            Record::Flattened => {
+                let Phase::Replica = self.phase else {
+                    return Err("flattening what is no replica");
+                };
+                let moment = self.applied.ok_or("flattening what holds nothing")?;
+                let sizes: Vec<DiskSize> = self.disks.iter().map(|disk| disk.size).collect();
+                self.segments.clear();
+                self.remembered.clear();
+                self.applying = None;
+                self.merging = None;
+                self.phase = Phase::Committed(Failover {
+                    target: Target::Newest,
+                    lineage: self.lineage,
+                    started_at: moment.captured_at,
+                    target_sizes: sizes.clone(),
+                    sizes,
+                });
+            }
         }
         Ok(self)
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use lifeboat_sys::disk::{Access, DiskFile, DiskPort};
 
 use crate::boundary::Pins;
+use crate::commit::Begun;
 use crate::damage::Damage;
 use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
@@ -98,6 +99,7 @@ impl Store {
         self.finish_merge()?;
         self.open_segments()?;
         self.remove_strangers()?;
+        self.write_missing_manifests()?;
         self.relink_all()?;
         let spooled = spool::load(&self.disk, &self.layout, &self.state)?;
         self.forget_half_written()?;
@@ -113,7 +115,9 @@ impl Store {
             Phase::FailedOver(_) => self.renew_wrappers_of_a_moved_store(),
             Phase::Committed(_) => Ok(()),
             Phase::Committing(_) => {
-                self.complete_commit(&mut |_| {})?;
+                // A guest of a live commit that did not end would write on what goes away.
+                let _overlays = self.guard_overlays()?;
+                self.complete_commit(Begun::Before, &mut |_| {})?;
                 self.clear_after_commit()?;
                 self.empty_trash()
             }

@@ -104,6 +104,15 @@ pub struct Pending {
     pub bytes: u64,
 }
 
+/// A delta in the spool that cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SetApart {
+    pub sequence: Sequence,
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub what: String,
+}
+
 /// A delta that was applied just now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AppliedDelta {
@@ -146,6 +155,9 @@ pub struct Status {
     pub disks: Vec<DiskStatus>,
     pub points: Vec<Point>,
     pub pending: Vec<Pending>,
+    /// Deltas that were acknowledged and are damaged now: each is asked for again by a later
+    /// session, or made good by a resynchronization.
+    pub set_apart: Vec<SetApart>,
     pub segments: usize,
     /// Held back for the pending deltas and a failover; less than `needed_reserve_bytes`
     /// means that the disk has become too full to receive more.
@@ -173,19 +185,7 @@ impl Store {
         if names.is_empty() || names.len() != new.disks.len() || names.len() > MAX_DISKS {
             return Err(Refused::BadDisks.into());
         }
-        files::ensure_dir(disk.as_ref(), root)?;
-        refuse_foreign_content(disk.as_ref(), &layout)?;
-        for folder in [
-            layout.disks(),
-            layout.points(),
-            layout.blobs(),
-            layout.spool(),
-            layout.failover(),
-            layout.divergence(),
-            layout.trash(),
-        ] {
-            files::ensure_dir(disk.as_ref(), &folder)?;
-        }
+        make_folders(disk.as_ref(), &layout)?;
         for (id, size) in &new.disks {
             make_disk(disk.as_ref(), &layout, id, *size)?;
         }
@@ -291,6 +291,7 @@ impl Store {
             disks: disks.collect::<Result<_, StoreError>>()?,
             points: self.points(),
             pending: self.pending(),
+            set_apart: self.set_apart_deltas(),
             segments: self.state.segments.len(),
             reserved_bytes: self.reserve.held(),
             needed_reserve_bytes: self.needed_reserve(),
@@ -312,6 +313,13 @@ impl Store {
     #[must_use]
     pub fn lineage(&self) -> Lineage {
         self.state.lineage
+    }
+
+    /// The lineages that the store's own descends from, oldest first, and those that were
+    /// abandoned.
+    #[must_use]
+    pub fn ancestors(&self) -> &[Lineage] {
+        &self.state.ancestors
     }
 
     #[must_use]
@@ -373,6 +381,20 @@ impl Store {
             bytes: delta.bytes,
         };
         self.spool.iter().map(pending).collect()
+    }
+
+    /// The deltas in the spool that are damaged, oldest first.
+    fn set_apart_deltas(&self) -> Vec<SetApart> {
+        let broken = self.broken_spool.iter();
+        let mut set_apart: Vec<SetApart> = broken
+            .map(|broken| SetApart {
+                sequence: broken.sequence,
+                path: broken.path.clone(),
+                what: broken.damage.to_string(),
+            })
+            .collect();
+        set_apart.sort_by_key(|delta| delta.sequence);
+        set_apart
     }
 
     /// The recovery points, oldest first.
@@ -506,6 +528,25 @@ fn refuse_foreign_content(disk: &dyn DiskPort, layout: &Layout) -> Result<(), St
     Ok(())
 }
 
+/// Makes the folders of a store in a folder that is new or empty, or holds what an unfinished
+/// attempt left.
+pub(crate) fn make_folders(disk: &dyn DiskPort, layout: &Layout) -> Result<(), StoreError> {
+    files::ensure_dir(disk, layout.root())?;
+    refuse_foreign_content(disk, layout)?;
+    for folder in [
+        layout.disks(),
+        layout.points(),
+        layout.blobs(),
+        layout.spool(),
+        layout.failover(),
+        layout.divergence(),
+        layout.trash(),
+    ] {
+        files::ensure_dir(disk, &folder)?;
+    }
+    Ok(())
+}
+
 /// Makes a disk's folder with an empty head. Durable on return but for the folder's own name.
 fn make_disk(
     disk: &dyn DiskPort,
@@ -514,21 +555,30 @@ fn make_disk(
     size: DiskSize,
 ) -> Result<(), StoreError> {
     files::ensure_dir(disk, &layout.disk(id))?;
-    files::ensure_dir(disk, &layout.segments(id))?;
-    let files = [
-        (layout.head(id), size.bytes()),
-        (layout.digests(id), 0),
-        (layout.stale_digests(id), 0),
-    ];
-    for (path, len) in files {
-        files::remove(disk, &path)?;
-        let file = disk.create(&path).context("create", &path)?;
-        file.set_len(len).context("size", &path)?;
-        file.sync().context("sync", &path)?;
-    }
+    make_file(disk, &layout.head(id), size.bytes())?;
+    make_beside_head(disk, layout, id)?;
     make_wrapper(disk, layout, id, size)?;
     let folder = layout.disk(id);
     disk.sync_dir(&folder).context("sync", &folder)
+}
+
+/// Makes what a disk's folder holds besides its head and its wrapper.
+pub(crate) fn make_beside_head(
+    disk: &dyn DiskPort,
+    layout: &Layout,
+    id: &DiskId,
+) -> Result<(), StoreError> {
+    files::ensure_dir(disk, &layout.segments(id))?;
+    make_file(disk, &layout.digests(id), 0)?;
+    make_file(disk, &layout.stale_digests(id), 0)
+}
+
+/// Makes a file anew that holds nothing. Its content is durable, its name is not.
+pub(crate) fn make_file(disk: &dyn DiskPort, path: &Path, len: u64) -> Result<(), StoreError> {
+    files::remove(disk, path)?;
+    let file = disk.create(path).context("create", path)?;
+    file.set_len(len).context("size", path)?;
+    file.sync().context("sync", path)
 }
 
 /// Makes the image by which QEMU uses a head: written aside, verified, renamed.
@@ -572,7 +622,7 @@ pub(crate) fn open_image(
         id: id.clone(),
         chain,
         writer: None,
-        digests,
+        digests: Arc::new(digests),
         guards: Vec::new(),
     })
 }

@@ -75,16 +75,23 @@ impl Store {
                 manifests_made: 0,
                 heads_are_mixed: store.state.mixed.is_some(),
             };
-            for segment in &store.state.segments {
-                let path = store.layout.point(segment.moment.sequence);
-                let is_missing = store.disk.kind(&path).context("look up", &path)?.is_none();
-                if segment.is_point && is_missing {
-                    store.write_manifest(segment)?;
-                    made.manifests_made += 1;
-                }
-            }
+            made.manifests_made = store.write_missing_manifests()?;
             Ok(made)
         })
+    }
+
+    /// Describes recovery points whose description is missing, and answers how many.
+    pub(crate) fn write_missing_manifests(&self) -> Result<usize, StoreError> {
+        let mut made = 0;
+        for segment in &self.state.segments {
+            let path = self.layout.point(segment.moment.sequence);
+            let is_missing = self.disk.kind(&path).context("look up", &path)?.is_none();
+            if segment.is_point && is_missing {
+                self.write_manifest(segment)?;
+                made += 1;
+            }
+        }
+        Ok(made)
     }
 
     /// Reads and compares everything: spool, segments, heads. Goes on after a finding.

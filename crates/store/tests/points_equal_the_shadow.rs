@@ -43,7 +43,7 @@ fn random_life(seed: u64, disk: &Arc<dyn DiskPort>, steps: u64) {
             }
             4..6 => apply_all(&mut store),
             6..9 if store.applied() > Sequence::ZERO => {
-                _ = store.make_point(NOW, PointKind::Standard).unwrap()
+                store.make_point(NOW, PointKind::Standard).unwrap();
             }
             9 => {
                 let points = store.points();

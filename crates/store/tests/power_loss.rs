@@ -151,4 +151,6 @@ power_loss! {
     power_loss_while_a_piece_is_copied: Piece,
     power_loss_while_a_copy_is_closed: CloseCopy,
     power_loss_during_failover_while_disks_are_copied: FailoverCopying,
+    power_loss_while_a_replica_is_flattened: Flatten,
+    power_loss_while_a_committed_store_becomes_a_replica: Rejoin,
 }

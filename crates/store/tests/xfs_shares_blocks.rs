@@ -79,7 +79,7 @@ fn every_point_of_a_random_life_equals_the_shadow_on_xfs() {
                     deliver(&mut store, &mut shadow);
                 }
                 4..7 if store.applied() > Sequence::ZERO => {
-                    _ = store.make_point(NOW, PointKind::Standard).unwrap()
+                    store.make_point(NOW, PointKind::Standard).unwrap();
                 }
                 7 if !store.points().is_empty() => {
                     let points = store.points();
