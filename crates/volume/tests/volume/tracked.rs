@@ -20,7 +20,7 @@ use lifeboat_volume::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::fixture::{Dice, PATIENCE, PLENTY, differing, id, random_change, size};
+use super::fixture::{Dice, PATIENCE, PLENTY, Stop, differing, id, random_change, read_all, size};
 
 /// The second disk ends within a block and within a word of the map.
 pub const DISKS: [(&str, usize); 2] = [("a", 2 << 20), ("b", (1 << 20) + 1536)];
@@ -125,6 +125,29 @@ impl Process {
             ..ClientOptions::default()
         };
         Client::connect(&NbdUri::unix(&self.socket, export).unwrap(), &options).unwrap()
+    }
+
+    /// The blocks that the view's bitmaps mark, by disk.
+    fn marked_in_view(&self) -> Vec<Vec<u64>> {
+        let marked = |(name, _): &(&str, usize)| {
+            let bitmap = super::fixture::bitmap();
+            let options = ClientOptions {
+                contexts: vec![bitmap.clone()],
+                deadline: PATIENCE,
+                ..ClientOptions::default()
+            };
+            let export = FrozenView::export_name(&id(name));
+            let uri = NbdUri::unix(&self.socket, &export).unwrap();
+            let client = Client::connect(&uri, &options).unwrap();
+            let extents = client.extents(&bitmap, 0, client.size()).unwrap();
+            let dirty = extents
+                .map(Result::unwrap)
+                .filter(|extent| extent.flags != 0);
+            dirty
+                .flat_map(|extent| extent.offset / BLOCK_SIZE..extent.end().div_ceil(BLOCK_SIZE))
+                .collect()
+        };
+        DISKS.iter().map(marked).collect()
     }
 
     pub fn start_tracking(&mut self, moment: u64) -> Result<(), TrackerError> {
@@ -337,6 +360,55 @@ fn a_view_marks_what_has_changed_since_the_oldest_moment() {
         blocks(&process.tracker.changed().unwrap(), 0),
         BTreeSet::from([5, 9])
     );
+}
+
+#[test]
+fn whatever_differs_between_two_moments_is_marked_while_writers_go_on() {
+    let host = Host::new();
+    let mut process = host.process("b");
+    process.start_tracking(1).unwrap();
+    let clients = DISKS.map(|(name, _)| process.client(name));
+    let stop = Stop::default();
+    std::thread::scope(|scope| {
+        let _end = stop.at_end();
+        for (seed, client) in (0..).zip(&clients) {
+            let stop = &stop;
+            scope.spawn(move || {
+                let mut dice = Dice::new(seed);
+                while !stop.has_come() {
+                    random_change(&mut dice, client, 0..client.size());
+                }
+            });
+        }
+        let frozen = |process: &Process| {
+            DISKS.map(|(name, _)| {
+                let export = FrozenView::export_name(&id(name));
+                read_all(&process.client(&export)).unwrap()
+            })
+        };
+        let mut last: Option<[Vec<u8>; 2]> = None;
+        let mut compared = 0;
+        for moment in 2..40 {
+            let view = process.freeze(moment).unwrap();
+            let now = frozen(&process);
+            if let Some(last) = &last {
+                let before: Vec<Vec<u64>> = process.marked_in_view();
+                for ((last, now), marked) in last.iter().zip(&now).zip(before) {
+                    let changed = differing(last, now);
+                    compared += changed.len();
+                    let missed: Vec<_> = changed
+                        .iter()
+                        .filter(|block| !marked.contains(block))
+                        .collect();
+                    assert!(missed.is_empty(), "moment {moment} misses {missed:?}");
+                }
+            }
+            drop(view);
+            process.tracker.received(Sequence::new(moment)).unwrap();
+            last = Some(now);
+        }
+        assert!(compared > 0, "nothing has changed in the whole test");
+    });
 }
 
 #[test]
