@@ -8,7 +8,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -27,13 +27,32 @@ const ENCRYPTED_AHEAD: usize = 512 << 10;
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) sender: SendRequest<Outgoing>,
-    task: AbortHandle,
+    task: JoinHandle<hyper::Result<()>>,
     /// Which configuration of TLS it was made with.
     pub(super) number: u64,
     /// It has answered before.
     pub(super) used: bool,
     /// Since when nobody uses it.
     pub(super) since: Instant,
+}
+
+/// How long a connection that is closed may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl Connection {
+    /// What is behind a failure: of a request that came too late for the connection, why the
+    /// connection has ended.
+    pub(super) async fn explain(&mut self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Exchange(error) if error.is_canceled() || error.is_closed() => {
+                match timeout(LAST_WORDS, &mut self.task).await {
+                    Ok(Ok(Err(cause))) => Failure::Exchange(cause),
+                    Ok(Ok(Ok(())) | Err(_)) | Err(_) => Failure::Exchange(error),
+                }
+            }
+            other => other,
+        }
+    }
 }
 
 impl Drop for Connection {
@@ -71,13 +90,9 @@ pub(super) async fn open(
         .handshake(TokioIo::new(stream))
         .await
         .map_err(Failure::Exchange)?;
-    let task = tokio::spawn(async move {
-        // Whoever waits for an answer gets the error.
-        let _ = connection.await;
-    });
     Ok(Connection {
         sender,
-        task: task.abort_handle(),
+        task: tokio::spawn(connection),
         number,
         used: false,
         since: Instant::now(),

@@ -135,10 +135,14 @@ impl TlsLink {
             connection.sender.ready().await?;
             connection.sender.send_request(request).await
         };
-        let response = timeout(patience.answer, sending)
+        let sent = timeout(patience.answer, sending)
             .await
-            .map_err(|_| Failure::TimedOut("answer"))?
-            .map_err(Failure::Exchange)?;
+            .map_err(|_| Failure::TimedOut("answer"))
+            .and_then(|answered| answered.map_err(Failure::Exchange));
+        let response = match sent {
+            Ok(response) => response,
+            Err(failure) => return Err(connection.explain(failure).await),
+        };
         let content = answer::read(response, shape, patience.stall).await;
         self.keep_after(&content, connection);
         content
@@ -182,7 +186,15 @@ impl TlsLink {
         pieces: &mut Pieces<'_>,
         shape: Shape,
     ) -> Result<Content, Sent> {
-        let response = self.transfer(&mut connection, call, place, pieces).await?;
+        let response = match self.transfer(&mut connection, call, place, pieces).await {
+            Ok(response) => response,
+            Err(Sent::Nothing(failure)) => {
+                return Err(Sent::Nothing(connection.explain(failure).await));
+            }
+            Err(Sent::Some(failure)) => {
+                return Err(Sent::Some(connection.explain(failure).await));
+            }
+        };
         let content = answer::read(response, shape, self.pool.patience.stall)
             .await
             .map_err(Sent::Some);
