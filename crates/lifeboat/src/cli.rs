@@ -2,7 +2,10 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{certificate, init, serve, completions, delta, reference, store};
+use crate::commands::remote::{
+    HostArgs, Remote, VmArgs, authorization, failover, host, job, point, replication, vm, watch,
+};
+use crate::commands::{certificate, completions, delta, init, man, reference, serve, store};
 use crate::demo;
 use crate::exit::Failure;
 use crate::output::OutputFormat;
@@ -29,6 +32,9 @@ pub struct Cli {
     )]
     pub output: OutputFormat,
 
+    #[command(flatten)]
+    pub host: HostArgs,
+
     #[command(subcommand)]
     pub command: Command,
 }
@@ -44,6 +50,50 @@ pub enum Command {
     /// This host's certificates, and whom it trusts
     #[command(subcommand)]
     Certificate(certificate::CertificateCommand),
+    /// Show and set up the host, and try its connections
+    #[command(subcommand)]
+    Host(host::HostCommand),
+
+    /// Say who may replicate to the host
+    #[command(subcommand)]
+    Authorization(authorization::AuthorizationCommand),
+
+    /// List, make, start and stop VMs of the host
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+
+    /// Replicate VMs to another host
+    #[command(subcommand)]
+    Replication(replication::ReplicationCommand),
+
+    /// Run VMs at the other site, for a test or for real
+    #[command(subcommand)]
+    Failover(failover::FailoverCommand),
+
+    /// List, make, check and remove recovery points of VMs
+    #[command(subcommand)]
+    Point(point::PointCommand),
+
+    /// Show, wait for and cancel long work of the host
+    #[command(subcommand)]
+    Job(job::JobCommand),
+
+    /// Show the statistics of a VM's replication
+    Stats(watch::StatsArgs),
+
+    /// Show how a VM's replication is doing, and why
+    Health(VmArgs),
+
+    /// Say whether a failover of a VM would work now, and what it would lose
+    ///
+    /// Exits with 3 if it would not work.
+    Check(VmArgs),
+
+    /// Show what happened, or what happens
+    Events(watch::EventsArgs),
+
+    /// Show who did what
+    Audit(watch::AuditArgs),
 
     /// Capture a VM's disks as a delta, and look at deltas
     #[command(subcommand)]
@@ -63,6 +113,9 @@ pub enum Command {
 
     /// Print a script that completes commands in a shell
     Completions(completions::CompletionsArgs),
+
+    /// Print the manual page, or write one for every command
+    Man(man::ManArgs),
 }
 
 impl Cli {
@@ -74,10 +127,23 @@ impl Cli {
             Command::Init(_)
             | Command::Serve(_)
             | Command::Certificate(_)
+            | Command::Host(_)
+            | Command::Authorization(_)
+            | Command::Vm(_)
+            | Command::Replication(_)
+            | Command::Failover(_)
+            | Command::Point(_)
+            | Command::Job(_)
+            | Command::Stats(_)
+            | Command::Health(_)
+            | Command::Check(_)
+            | Command::Events(_)
+            | Command::Audit(_)
             | Command::Store(_)
             | Command::Delta(_)
             | Command::Reference
-            | Command::Completions(_) => self.output,
+            | Command::Completions(_)
+            | Command::Man(_) => self.output,
         }
     }
 }
@@ -87,16 +153,30 @@ impl Command {
     ///
     /// # Errors
     /// Why it was not done; [`Failure::exit`] is the exit code.
-    pub fn run(self, output: OutputFormat) -> Result<(), Failure> {
+    pub fn run(self, output: OutputFormat, host: HostArgs) -> Result<(), Failure> {
+        let remote = || Remote::new(host.host, host.identity.as_deref(), output);
         match self {
             Self::Init(args) => init::run(&args, output),
             Self::Serve(args) => serve::run(&args),
             Self::Certificate(command) => command.run(output),
+            Self::Host(command) => command.run(&remote()?),
+            Self::Authorization(command) => command.run(&remote()?),
+            Self::Vm(command) => command.run(&remote()?),
+            Self::Replication(command) => command.run(&remote()?),
+            Self::Failover(command) => command.run(&remote()?),
+            Self::Point(command) => command.run(&remote()?),
+            Self::Job(command) => command.run(&remote()?),
+            Self::Stats(args) => watch::stats(&args, &remote()?),
+            Self::Health(args) => watch::health(&args, &remote()?),
+            Self::Check(args) => watch::check(&args, &remote()?),
+            Self::Events(args) => watch::events(&args, &remote()?),
+            Self::Audit(args) => watch::audit(&args, &remote()?),
             Self::Delta(command) => command.run(output),
             Self::Store(command) => command.run(output),
             Self::Demo(args) => demo::run(&args, output),
             Self::Reference => reference::run(),
             Self::Completions(args) => completions::run(&args),
+            Self::Man(args) => man::run(&args),
         }
     }
 }

@@ -5,13 +5,17 @@ use std::io;
 use std::path::PathBuf;
 
 use lifeboat_capture::CaptureError;
+use lifeboat_model::contract::ReturnCode;
 use lifeboat_nbd::{BindError, ConnectError, ExportSetError};
+use lifeboat_rest::client::{ClientError, ConnectError as HostConnectError};
+use lifeboat_rest::wire::Job;
 use lifeboat_store::{Refused, StoreError};
 use lifeboat_stream::DecodeError;
 use serde::Serialize;
 
 use crate::capture_state::StateError;
 use crate::demo::DemoError;
+use crate::output::printable;
 use crate::tls::TlsError;
 
 /// The exit codes. Scripts rely on them: a number never changes its meaning.
@@ -106,6 +110,19 @@ pub enum Failure {
     #[error("a failover would be refused now: {why}")]
     NotReady { why: String },
 
+    #[error("use the identity")]
+    Identity { source: HostConnectError },
+
+    /// The host that was asked refused, or was not reached.
+    #[error(transparent)]
+    Host(#[from] ClientError),
+
+    #[error("{}", job_failed(.job))]
+    Job { job: Box<Job> },
+
+    #[error("the host ended the stream of events")]
+    StreamEnded,
+
     #[error(transparent)]
     Demo(#[from] DemoError),
 
@@ -114,6 +131,16 @@ pub enum Failure {
     Daemon {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// What a job that failed says of itself.
+fn job_failed(job: &Job) -> String {
+    let state = job.job_state_text.to_lowercase();
+    if job.error_description.is_empty() {
+        format!("{}: the job ended as {state}", job.name)
+    } else {
+        format!("{}: {}", job.name, job.error_description)
+    }
 }
 
 impl Failure {
@@ -142,6 +169,10 @@ impl Failure {
                 TlsError::NoCertificate { .. } | TlsError::Config { .. } => Exit::Failed,
             },
             Self::Bind { source } => of_bind(source),
+            Self::Identity { source } => of_host_connect(source),
+            Self::Host(error) => of_client(error),
+            Self::Job { job } => of_job(job),
+            Self::StreamEnded => Exit::Unavailable,
             Self::Print { .. }
             | Self::System { .. }
             | Self::Receipt { .. }
@@ -202,7 +233,30 @@ impl Failure {
             | Self::NotConfirmed
             | Self::NotReady { .. }
             | Self::Daemon { .. }
+            | Self::Identity { .. }
+            | Self::Job { .. }
             | Self::Demo(_) => None,
+            Self::StreamEnded => Some("ask again with --since and the last number shown"),
+            Self::Host(error) => host_hint(error),
+        }
+    }
+
+    /// What helps, in the words of the host that refused or in ours.
+    fn advice(&self) -> Option<&str> {
+        match self {
+            Self::Host(ClientError::Refused { problem }) if !problem.remedy.is_empty() => {
+                Some(&problem.remedy)
+            }
+            other => other.hint(),
+        }
+    }
+
+    /// The return code of the contract, if a host gave one.
+    fn return_code(&self) -> Option<u16> {
+        match self {
+            Self::Host(ClientError::Refused { problem }) => Some(problem.return_code),
+            Self::Job { job } => Some(job.error_code),
+            _ => None,
         }
     }
 
@@ -219,8 +273,8 @@ impl Failure {
         for cause in causes(self) {
             text.push_str(&format!("  because: {}\n", printable(&cause)));
         }
-        if let Some(hint) = self.hint() {
-            text.push_str(&format!("  hint: {hint}\n"));
+        if let Some(hint) = self.advice() {
+            text.push_str(&format!("  hint: {}\n", printable(hint)));
         }
         text
     }
@@ -232,7 +286,8 @@ impl Failure {
             error: ErrorObject {
                 message: self.to_string(),
                 because: causes(self),
-                hint: self.hint(),
+                hint: self.advice(),
+                return_code: self.return_code(),
                 exit_code: self.exit().code(),
             },
         };
@@ -242,29 +297,19 @@ impl Failure {
 }
 
 #[derive(Serialize)]
-struct ErrorReport {
-    error: ErrorObject,
+struct ErrorReport<'a> {
+    error: ErrorObject<'a>,
 }
 
 #[derive(Serialize)]
-struct ErrorObject {
+struct ErrorObject<'a> {
     message: String,
     because: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<&'static str>,
+    hint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    return_code: Option<u16>,
     exit_code: u8,
-}
-
-/// Without what could move a terminal's cursor: a peer's own words may stand in an error.
-fn printable(text: &str) -> String {
-    let replace = |c: char| {
-        if c.is_control() {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            c
-        }
-    };
-    text.chars().map(replace).collect()
 }
 
 /// The sources of an error, outermost first.
@@ -342,6 +387,93 @@ fn of_bind(error: &BindError) -> Exit {
         BindError::NotASocket { .. } => Exit::Refused,
         BindError::Unix { source, .. } | BindError::Tcp { source, .. } => of_io(source),
         BindError::Thread { .. } => Exit::Failed,
+    }
+}
+
+/// The exit code for what a host answers.
+fn of_return_code(code: ReturnCode) -> Exit {
+    match code {
+        ReturnCode::Completed => Exit::Done,
+        ReturnCode::InvalidParameter | ReturnCode::IncorrectDataType => Exit::Usage,
+        ReturnCode::InvalidState | ReturnCode::NotSupported => Exit::Refused,
+        ReturnCode::AccessDenied => Exit::AccessDenied,
+        ReturnCode::FileNotFound => Exit::NotFound,
+        ReturnCode::InUse | ReturnCode::NotAvailable | ReturnCode::Timeout => Exit::Unavailable,
+        ReturnCode::JobStarted
+        | ReturnCode::Failed
+        | ReturnCode::UnknownStatus
+        | ReturnCode::OutOfMemory => Exit::Failed,
+    }
+}
+
+fn of_client(error: &ClientError) -> Exit {
+    match error {
+        ClientError::Refused { problem } => problem.code().map_or(Exit::Failed, of_return_code),
+        ClientError::Connect { source, .. } => of_host_connect(source),
+        ClientError::TimedOut { .. } => Exit::Unavailable,
+        ClientError::Runtime { .. }
+        | ClientError::Send { .. }
+        | ClientError::Receive { .. }
+        | ClientError::Unexpected { .. } => Exit::Failed,
+    }
+}
+
+fn of_host_connect(error: &HostConnectError) -> Exit {
+    match error {
+        HostConnectError::Read { source, .. } => of_io(source),
+        HostConnectError::NoIdentity => Exit::Usage,
+        HostConnectError::Pem { .. }
+        | HostConnectError::Certificates { .. }
+        | HostConnectError::Name { .. } => Exit::Failed,
+        HostConnectError::Socket { source } => match of_io(source) {
+            Exit::AccessDenied => Exit::AccessDenied,
+            _ => Exit::Unavailable,
+        },
+        HostConnectError::Tls { .. } | HostConnectError::Http { .. } => Exit::Unavailable,
+    }
+}
+
+/// The exit code of a job that failed, by the return code that it ended with.
+fn of_job(job: &Job) -> Exit {
+    let code = ReturnCode::try_from(u32::from(job.error_code)).ok();
+    match code.map(of_return_code) {
+        // A job that was ended early has no error of its own.
+        None | Some(Exit::Done) => Exit::Failed,
+        Some(exit) => exit,
+    }
+}
+
+fn host_hint(error: &ClientError) -> Option<&'static str> {
+    match error {
+        ClientError::Connect { source, .. } => match source {
+            HostConnectError::Socket { source } if of_io(source) == Exit::AccessDenied => {
+                Some("run as root or as a member of the operators' group")
+            }
+            HostConnectError::Socket { .. } => {
+                Some("see whether `lifeboat serve` runs there, or name another host with --host")
+            }
+            HostConnectError::NoIdentity => {
+                Some("give the folder of your certificate as --identity")
+            }
+            HostConnectError::Tls { .. } => Some(
+                "see whether your certificate is still valid, and whether trust.pem has the authority of the host",
+            ),
+            HostConnectError::Read { .. }
+            | HostConnectError::Pem { .. }
+            | HostConnectError::Certificates { .. }
+            | HostConnectError::Name { .. }
+            | HostConnectError::Http { .. } => None,
+        },
+        ClientError::Unexpected { .. } => {
+            Some("see whether it is a host of Lifeboat, of this program's version")
+        }
+        ClientError::TimedOut { .. } => {
+            Some("look at the VM and its jobs before asking for a change again")
+        }
+        ClientError::Runtime { .. }
+        | ClientError::Send { .. }
+        | ClientError::Receive { .. }
+        | ClientError::Refused { .. } => None,
     }
 }
 
@@ -579,6 +711,33 @@ mod tests {
             assert!([3, 5, 6].contains(&failure.exit().code()), "{text}");
             assert!(failure.to_text().starts_with(&format!("error: {text}\n")));
         }
+    }
+
+    #[test]
+    fn every_return_code_of_a_host_has_an_exit_code_of_its_kind() {
+        let exits: Vec<(u16, u8)> = ReturnCode::ALL
+            .iter()
+            .map(|&code| (code.number(), of_return_code(code).code()))
+            .collect();
+        assert_eq!(
+            exits,
+            [
+                (0, 0),
+                (4096, 1),
+                (32768, 1),
+                (32769, 4),
+                (32770, 3),
+                (32771, 1),
+                (32772, 6),
+                (32773, 2),
+                (32774, 6),
+                (32775, 3),
+                (32776, 2),
+                (32777, 6),
+                (32778, 1),
+                (32779, 5),
+            ]
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let exit = match Cli::try_parse() {
         Ok(cli) => {
             let output = cli.output();
-            match cli.command.run(output) {
+            match cli.command.run(output, cli.host) {
                 Ok(()) => Exit::Done,
                 Err(failure) => {
                     report(&failure, output);

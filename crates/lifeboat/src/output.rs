@@ -64,7 +64,7 @@ impl Table {
 
     /// Adds a row with as many cells as there are headings.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        let cells: Vec<String> = cells.into_iter().collect();
+        let cells: Vec<String> = cells.into_iter().map(|cell| printable(&cell)).collect();
         assert_eq!(
             cells.len(),
             self.rows[0].len(),
@@ -98,8 +98,21 @@ impl Table {
 pub fn facts(facts: &[(&str, String)]) -> String {
     let names = facts.iter().map(|(name, _)| name.chars().count());
     let width = names.max().unwrap_or(0);
-    let line = |(name, value): &(&str, String)| format!("{name:width$}  {value}\n");
+    let line = |(name, value): &(&str, String)| format!("{name:width$}  {}\n", printable(value));
     facts.iter().map(line).collect()
+}
+
+/// Without what could move a terminal's cursor: names and errors may be another's own words.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let replace = |c: char| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(replace).collect()
 }
 
 /// A word for each answer.
@@ -121,6 +134,14 @@ mod tests {
             table.render(),
             "NAME         SIZE\nsda          1 GiB\na-long-name\n"
         );
+    }
+
+    #[test]
+    fn what_could_move_the_cursor_is_not_printed() {
+        let mut table = Table::new(&["NAME"]);
+        table.row(["a\u{1b}[2J\nb".to_owned()]);
+        assert_eq!(table.render(), "NAME\na\u{fffd}[2J\u{fffd}b\n");
+        assert_eq!(facts(&[("vm", "a\rb".to_owned())]), "vm  a\u{fffd}b\n");
     }
 
     #[test]

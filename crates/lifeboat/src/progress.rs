@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output::printable;
+
 /// Shows how far a long operation is. Removes itself when dropped.
 #[derive(Debug)]
 pub struct Progress {
@@ -37,9 +39,24 @@ impl Progress {
         Self { bar }
     }
 
-    /// So many bytes are done.
+    /// Counts hundredths of something, and says what it is doing.
+    #[must_use]
+    pub fn percent(what: String) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos} % {msg}");
+        bar.set_style(style.expect("BUG: the template is well formed"));
+        bar.set_prefix(printable(&what));
+        Self { bar }
+    }
+
+    /// So much is done.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
+    }
+
+    /// What is done at the moment.
+    pub fn say(&self, what: &str) {
+        self.bar.set_message(printable(what));
     }
 }
 

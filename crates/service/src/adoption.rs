@@ -16,14 +16,13 @@ use lifeboat_peer::{
     Adopted, Adoption, ChangedDisk, ChangedSince, LinkError, NewReplica, PeerDisk, PeerName,
     Refusal, RefusalCode,
 };
-use lifeboat_store::{NewStore, Store};
+use lifeboat_store::{Adoption as StoreAdoption, NewStore, Reversal as StoreReversal, Store};
 
 use crate::api::Severity;
 use crate::host::{definition_of, not_authorized, refusal, replica_record, settings_of};
 use crate::ledger::document;
 use crate::relation::{Adopting, PeerPlace, Relation, Reversal, Saved};
 use crate::service::{Service, with_causes};
-use crate::soon::{Soon as _, StoreAdoption};
 use crate::vm::{Core, DisksPlace, Facts, Vm, VmArc};
 
 impl Service {
@@ -32,7 +31,8 @@ impl Service {
         let Some(relation) = vm.core().relation.clone() else {
             return;
         };
-        vm.meter.begin("asking the old primary to become the replica", 0);
+        vm.meter
+            .begin("asking the old primary to become the replica", 0);
         let outcome = self.send_adoption(vm, &relation);
         vm.meter.end();
         match outcome {
@@ -195,7 +195,10 @@ impl Service {
         message: &NewReplica,
         entry: &AuthorizationEntry,
     ) -> Result<(), Refusal> {
-        let folder = entry.replica_storage_location.as_path().join(message.vm.to_string());
+        let folder = entry
+            .replica_storage_location
+            .as_path()
+            .join(message.vm.to_string());
         let failed = |error: &dyn std::error::Error| {
             refusal(
                 RefusalCode::Failed,
@@ -217,9 +220,9 @@ impl Service {
         let disk = Arc::clone(&self.inner.disk);
         let holder = self.store_holder();
         let store = match Store::init(Arc::clone(&disk), &folder, &new, &holder) {
-            Err(lifeboat_store::StoreError::Refused(
-                lifeboat_store::Refused::NotEmpty { .. },
-            )) => self.empty_store(&folder, message)?,
+            Err(lifeboat_store::StoreError::Refused(lifeboat_store::Refused::NotEmpty {
+                ..
+            })) => self.empty_store(&folder, message)?,
             outcome => outcome.map_err(|error| failed(&error))?,
         };
         let relation = Relation {
@@ -274,7 +277,8 @@ impl Service {
     ) -> Result<VmArc, Refusal> {
         let now = self.now();
         let definition = definition_of(&message.definition)?;
-        let definition = crate::manage::renamed(&definition, message.vm, &self.free_name(definition.name()));
+        let definition =
+            crate::manage::renamed(&definition, message.vm, &self.free_name(definition.name()));
         let saved = |error: &lifeboat_catalog::CatalogError| {
             refusal(RefusalCode::Failed, &with_causes(error))
         };
@@ -288,7 +292,10 @@ impl Service {
             created_at: now,
             updated_at: now,
         };
-        self.inner.ledger.add_vm(&row).map_err(|error| saved(&error))?;
+        self.inner
+            .ledger
+            .add_vm(&row)
+            .map_err(|error| saved(&error))?;
         if let Err(error) = self.inner.ledger.add_relation(message.vm, &relation) {
             let _ = self.inner.ledger.remove_vm(message.vm);
             return Err(saved(&error));
@@ -342,9 +349,7 @@ impl Service {
         };
         let relation = vm.core().relation.clone();
         match relation {
-            Some(relation) if !relation.is_primary() => {
-                self.adopt_again(&vm, &relation, &message)
-            }
+            Some(relation) if !relation.is_primary() => self.adopt_again(&vm, &relation, &message),
             Some(relation) => {
                 if !relation.peer.host.eq_ignore_ascii_case(caller.as_str()) {
                     return Err(refusal(
@@ -396,7 +401,10 @@ impl Service {
             match &core.place {
                 DisksPlace::Images(images) => (
                     images.clone(),
-                    entry.replica_storage_location.as_path().join(vm.id.to_string()),
+                    entry
+                        .replica_storage_location
+                        .as_path()
+                        .join(vm.id.to_string()),
                 ),
                 DisksPlace::Store(folder) => (Vec::new(), folder.clone()),
                 DisksPlace::Test { .. } => {
@@ -505,11 +513,10 @@ impl Service {
         };
         let record = relation.record();
         let folder = relation.storage.clone().unwrap_or_default();
-        let adoption = StoreAdoption {
+        let reversal = StoreReversal {
             relationship: record.relationship,
             lineage: record.lineage,
             ancestors: record.ancestors.clone(),
-            abandoned: adopting.abandoned,
             drawn: adopting.moment,
         };
         let now = self.now();
@@ -521,11 +528,31 @@ impl Service {
                 Some(replica) => replica.store,
                 None => Store::open(disk, &folder, &holder).map_err(|error| failed(&error))?,
             };
-            store.rejoin(&adoption, now).map_err(|error| failed(&error))?;
+            if store.role() == lifeboat_store::Role::Committed {
+                store
+                    .rejoin(&reversal, now)
+                    .map_err(|error| failed(&error))?;
+            }
             store
         } else {
-            Store::adopt(disk, &folder, vm.id, &adoption, &adopting.images, now, &holder)
-                .map_err(|error| failed(&error))?
+            std::fs::create_dir_all(folder.parent().unwrap_or(&folder)).map_err(|error| {
+                refusal(
+                    RefusalCode::Failed,
+                    &format!("make {}: {error}", folder.display()),
+                )
+            })?;
+            let adoption = StoreAdoption {
+                vm: vm.id,
+                reversal,
+                left: adopting.abandoned.id,
+                images: adopting.images,
+            };
+            let adopted = Store::adopt(disk, &folder, &adoption, &holder, now)
+                .map_err(|error| failed(&error))?;
+            for image in &adopted.left_behind {
+                tracing::info!(vm = %vm.id, "{} was copied and is not needed any more", image.display());
+            }
+            adopted.store
         };
         self.hold_store(vm, store);
         self.label(vm, |saved| saved.adopting = None)

@@ -457,8 +457,12 @@ pub trait Operations: Send + Sync {
     fn cancel_job(&self, caller: &Caller, job: JobId) -> Result<(), Rejection>;
 
     /// Events after `since`, oldest first.
-    fn events(&self, caller: &Caller, since: u64, limit: usize)
-    -> Result<Vec<EventView>, Rejection>;
+    fn events(
+        &self,
+        caller: &Caller,
+        since: u64,
+        limit: usize,
+    ) -> Result<Vec<EventView>, Rejection>;
 
     /// Returns when there are events after `since`, or after `patience`.
     fn wait_for_events(&self, since: u64, patience: std::time::Duration) -> u64;

@@ -18,8 +18,7 @@ impl Service {
         let state = &self.inner.config.state;
         for folder in ["vms", "send", "tests"] {
             let path = state.join(folder);
-            std::fs::create_dir_all(&path)
-                .map_err(|source| StartError::Folder { path, source })?;
+            std::fs::create_dir_all(&path).map_err(|source| StartError::Folder { path, source })?;
         }
         self.load_vms()?;
         let newest = self.inner.ledger.newest_event();
@@ -125,13 +124,11 @@ impl Service {
             .relation()
             .is_some_and(|relation| relation.saved.adopting.is_some());
         if is_adopting {
-            return self
-                .finish_adoption(vm)
-                .map_err(|refusal| refusal.message);
+            return self.finish_adoption(vm).map_err(|refusal| refusal.message);
         }
         let disk = Arc::clone(&self.inner.disk);
-        let store = Store::open(disk, folder, &self.store_holder())
-            .map_err(|error| with_causes(&error))?;
+        let store =
+            Store::open(disk, folder, &self.store_holder()).map_err(|error| with_causes(&error))?;
         self.hold_store(vm, store);
         self.reconcile(vm).map_err(|error| with_causes(&error))
     }
@@ -175,9 +172,9 @@ impl Service {
         else {
             return;
         };
-        let of = others.iter().find(|vm| {
-            matches!(&vm.core().place, DisksPlace::Store(folder) if *folder == store)
-        });
+        let of = others
+            .iter()
+            .find(|vm| matches!(&vm.core().place, DisksPlace::Store(folder) if *folder == store));
         let outcome = match of {
             Some(vm) => {
                 test.core().test_of = Some(vm.id);
@@ -188,7 +185,12 @@ impl Service {
         };
         if let Err(why) = outcome {
             let message = format!("{}: the test failover is lost: {why}", test.name());
-            self.report(Some(test.id), Severity::Warning, "test_failover_lost", &message);
+            self.report(
+                Some(test.id),
+                Severity::Warning,
+                "test_failover_lost",
+                &message,
+            );
             self.remove_test_files(&folder);
             if let Err(error) = self.inner.ledger.remove_vm(test.id) {
                 tracing::error!("remove the test VM: {}", with_causes(&error));
@@ -204,7 +206,9 @@ impl Service {
     fn go_on(&self, vm: &VmArc) {
         let (interrupted, effects, is_replica) = {
             let core = vm.core();
-            let Some(relation) = core.relation() else { return };
+            let Some(relation) = core.relation() else {
+                return;
+            };
             let record = relation.record();
             match &record.role {
                 Role::Primary(primary) => (primary.interrupted(), record.resume(), false),
@@ -229,10 +233,17 @@ impl Service {
             let Some(replica) = held.as_ref() else { return };
             (
                 replica.store.role(),
-                replica.store.started_failover().map(|started| started.lineage),
+                replica
+                    .store
+                    .started_failover()
+                    .map(|started| started.lineage),
             )
         };
-        let phase = match vm.core().relation().map(|relation| relation.record().role.clone()) {
+        let phase = match vm
+            .core()
+            .relation()
+            .map(|relation| relation.record().role.clone())
+        {
             Some(Role::Replica(replica)) => replica.phase,
             Some(Role::Primary(_)) | None => return,
         };
@@ -327,7 +338,10 @@ impl Service {
             self.open_session(vm);
             let (reached, wanted) = {
                 let core = vm.core();
-                (core.facts.failures == 0, core.desired == DesiredPower::Running)
+                (
+                    core.facts.failures == 0,
+                    core.desired == DesiredPower::Running,
+                )
             };
             if !wanted {
                 return;

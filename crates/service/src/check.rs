@@ -71,9 +71,7 @@ impl Service {
     }
 
     fn check_primary(&self, vm: &VmArc, relation: &Relation, findings: &mut Vec<CheckFinding>) {
-        let introduced = self
-            .link(&relation.peer)
-            .and_then(|link| link.introduce());
+        let introduced = self.link(&relation.peer).and_then(|link| link.introduce());
         match introduced {
             Ok(introduction) => {
                 if let Some(refusal) = introduction.refusal {
@@ -81,7 +79,10 @@ impl Service {
                 }
             }
             Err(link) => findings.push(error(
-                &format!("the replica's host cannot be reached: {}", with_causes(&link)),
+                &format!(
+                    "the replica's host cannot be reached: {}",
+                    with_causes(&link)
+                ),
                 "look at the network, and at the daemon there",
             )),
         }
@@ -108,12 +109,7 @@ fn error(what: &str, remedy: &str) -> CheckFinding {
     }
 }
 
-fn view(
-    vm: &VmArc,
-    findings: Vec<CheckFinding>,
-    loss: LossView,
-    start: StartView,
-) -> CheckView {
+fn view(vm: &VmArc, findings: Vec<CheckFinding>, loss: LossView, start: StartView) -> CheckView {
     CheckView {
         vm: vm.id,
         would_work: findings

@@ -215,7 +215,12 @@ impl Service {
                     let message = format!(
                         "{name}: the disks of both sides are compared, because the maps are not believed: {why}"
                     );
-                    self.report(Some(vm.id), crate::api::Severity::Info, "reversal", &message);
+                    self.report(
+                        Some(vm.id),
+                        crate::api::Severity::Info,
+                        "reversal",
+                        &message,
+                    );
                     all_pieces(&disks, &progress, Way::WhatDiffers)
                 }
             },
@@ -275,11 +280,10 @@ fn open_disks(sources: &[DiskSource]) -> Result<Vec<OpenDisk>, CopyTrouble> {
             contexts: vec![ContextName::allocation()],
             ..ClientOptions::default()
         };
-        let client =
-            Client::connect(&source.uri, &options).map_err(|error| CopyTrouble::Open {
-                disk: source.disk.clone(),
-                source: Box::new(error),
-            })?;
+        let client = Client::connect(&source.uri, &options).map_err(|error| CopyTrouble::Open {
+            disk: source.disk.clone(),
+            source: Box::new(error),
+        })?;
         let allocation = ContextName::allocation();
         let has_allocation = client.contexts().any(|context| *context == allocation);
         Ok(OpenDisk {
@@ -398,7 +402,10 @@ impl Job<'_> {
             }
             work();
         });
-        match first.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match first
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
             Some(trouble) => Err(trouble),
             None => Ok(()),
         }
@@ -419,7 +426,9 @@ impl Job<'_> {
             range: piece.range.clone(),
         };
         let sent = body.len() as u64;
-        let mut body = self.service.throttled(std::io::Cursor::new(body), self.stop);
+        let mut body = self
+            .service
+            .throttled(std::io::Cursor::new(body), self.stop);
         self.link
             .cancelled_by(self.stop.flag())
             .put_chunk(place, &mut body)?;
@@ -501,7 +510,9 @@ impl Job<'_> {
         let mut at = range.start;
         for extent in extents {
             // Whole blocks, so that no frame begins within one.
-            let end = range.end.min((at + extent.length).div_ceil(BLOCK_SIZE) * BLOCK_SIZE);
+            let end = range
+                .end
+                .min((at + extent.length).div_ceil(BLOCK_SIZE) * BLOCK_SIZE);
             if end <= at {
                 continue;
             }
@@ -632,7 +643,10 @@ fn sample(size: u64, known: &[Range<u64>], seed: &[u8; 32]) -> Vec<Range<u64>> {
     const ENDS: u64 = 16 << 20;
     /// One stretch of this length in each hundred of them.
     const STRETCH: u64 = 1 << 20;
-    let mut ranges = vec![0..size.min(ENDS), size.saturating_sub(ENDS) / COARSE * COARSE..size];
+    let mut ranges = vec![
+        0..size.min(ENDS),
+        size.saturating_sub(ENDS) / COARSE * COARSE..size,
+    ];
     for range in known {
         let before = (range.start / BLOCK_SIZE * BLOCK_SIZE).saturating_sub(BLOCK_SIZE);
         let after = range.end.div_ceil(BLOCK_SIZE) * BLOCK_SIZE;

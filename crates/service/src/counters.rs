@@ -13,7 +13,9 @@ impl Service {
         let now = self.now();
         let cycle = MonitoringCycle::of(&self.service_settings());
         let mut core = vm.core();
-        let Some(relation) = core.relation() else { return };
+        let Some(relation) = core.relation() else {
+            return;
+        };
         let relationship = relation.record().relationship;
         let known = core.statistics.take();
         let rolled = match known {
@@ -26,11 +28,10 @@ impl Service {
         };
         change(&mut statistics);
         let saved = match &finished {
-            Some(finished) => {
-                self.inner
-                    .ledger
-                    .end_cycle(relationship, finished, &statistics, now)
-            }
+            Some(finished) => self
+                .inner
+                .ledger
+                .end_cycle(relationship, finished, &statistics, now),
             None => self
                 .inner
                 .ledger
@@ -85,8 +86,19 @@ impl Service {
     pub(crate) fn statistics_of(&self, vm: &Vm) -> ReplicationStatistics {
         let cycle = MonitoringCycle::of(&self.service_settings());
         let now = self.now();
-        match vm.core().statistics.clone().map(|known| known.roll(now, &cycle)) {
-            Some(Rolled::Same(statistics) | Rolled::Next { current: statistics, .. }) => statistics,
+        match vm
+            .core()
+            .statistics
+            .clone()
+            .map(|known| known.roll(now, &cycle))
+        {
+            Some(
+                Rolled::Same(statistics)
+                | Rolled::Next {
+                    current: statistics,
+                    ..
+                },
+            ) => statistics,
             None => ReplicationStatistics::begin(now, &cycle),
         }
     }

@@ -115,7 +115,10 @@ impl Service {
         };
         let plan = plan(relation, view.as_ref(), &sources, sequence, base, kind);
         let limit = self.inner.config.send_spool_limit;
-        let limited = Limited { file: &file, left: limit };
+        let limited = Limited {
+            file: &file,
+            left: limit,
+        };
         let captured = capture(&plan, limited, &mut |progress| {
             vm.meter.set(progress.stream_bytes);
         })

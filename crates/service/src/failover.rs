@@ -9,14 +9,13 @@ use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::Event;
 use lifeboat_model::{DiskId, LineageId, Sequence};
 use lifeboat_peer::{TakeOver, TakeOverState};
-use lifeboat_store::{FailoverTarget, StartedDisk, StoreError};
+use lifeboat_store::{FailoverTarget, LiveCommit, StartedDisk, StoreError};
 use lifeboat_sys::disk::GuestDisk;
 
 use crate::api::Severity;
 use crate::relation::Relation;
 use crate::replica::{ReplicaStore, store_code};
 use crate::service::{Service, with_causes};
-use crate::soon::{LiveCommit, Soon as _};
 use crate::vm::{Vm, VmArc};
 
 /// A step of a failover or its end went wrong.
@@ -125,11 +124,7 @@ impl Service {
     }
 
     /// The VM, which is off, lets go of its disks.
-    fn take_disks_away(
-        &self,
-        vm: &Vm,
-        replica: &mut ReplicaStore,
-    ) -> Result<(), FailoverTrouble> {
+    fn take_disks_away(&self, vm: &Vm, replica: &mut ReplicaStore) -> Result<(), FailoverTrouble> {
         match self.inner.hypervisor.undefine(vm.id) {
             Ok(()) | Err(lifeboat_hypervisor::HypervisorError::Unknown { .. }) => {}
             Err(source) => return Err(source.into()),
@@ -231,9 +226,7 @@ impl Service {
         let backings: Vec<(DiskId, Backing)> = {
             let held = vm.store();
             let replica = held.as_ref().ok_or(FailoverTrouble::NoStore)?;
-            let raw = |disk: StartedDisk| {
-                (disk.id, Backing::Raw { path: disk.head })
-            };
+            let raw = |disk: StartedDisk| (disk.id, Backing::Raw { path: disk.head });
             replica
                 .store
                 .committed_disks()?
@@ -394,14 +387,15 @@ impl DiskMover for CommitMover<'_> {
         let outcome = {
             let mut held = self.vm.store();
             match held.as_mut() {
-                Some(replica) => replica.store.finish_live_commit(live, changed),
+                Some(replica) => replica
+                    .store
+                    .finish_live_commit(&live, changed)
+                    .and_then(|_| replica.store.committed_disks()),
                 None => return Err(io::Error::other("the store was closed")),
             }
         };
         let disks = outcome.map_err(|error| self.failed(error))?;
-        let raw = |disk: StartedDisk| {
-            (disk.id, Backing::Raw { path: disk.head })
-        };
+        let raw = |disk: StartedDisk| (disk.id, Backing::Raw { path: disk.head });
         Ok(disks.into_iter().map(raw).collect())
     }
 }

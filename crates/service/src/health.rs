@@ -187,7 +187,9 @@ fn cannot_send(relation: &Relation, trouble: Option<&Trouble>) -> Option<String>
 fn cause_of(relation: &Relation, trouble: Option<&Trouble>) -> Option<String> {
     let detail = trouble.map(|trouble| trouble.what.as_str());
     match &relation.record().role {
-        Role::Primary(Primary::Critical { cause, .. }) => Some(with_detail(critical(*cause), detail)),
+        Role::Primary(Primary::Critical { cause, .. }) => {
+            Some(with_detail(critical(*cause), detail))
+        }
         Role::Primary(Primary::Fenced { by, .. }) => Some(format!(
             "the replica has taken over (lineage {} of {}); this host does not run the VM any more",
             by.counter, by.id
@@ -241,7 +243,10 @@ pub(crate) fn describe_report(name: &str, report: &Report) -> (Severity, &'stati
         Report::ResyncRequired(cause) => (
             Severity::Error,
             "resync_required",
-            format!("{name}: a resynchronization is required: {}", resync(*cause)),
+            format!(
+                "{name}: a resynchronization is required: {}",
+                resync(*cause)
+            ),
         ),
         Report::Critical(cause) => (
             Severity::Error,

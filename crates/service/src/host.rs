@@ -108,7 +108,9 @@ impl Service {
         let waits = {
             let mut core = vm.core();
             let failed = core.facts.failures > 0;
-            let is_primary = core.relation().is_some_and(crate::relation::Relation::is_primary);
+            let is_primary = core
+                .relation()
+                .is_some_and(crate::relation::Relation::is_primary);
             core.facts.wanted |= failed && is_primary;
             failed && is_primary
         };
@@ -184,10 +186,9 @@ impl Service {
     /// What applying manages in as many seconds as the settings allow, at least 64 MiB.
     pub(crate) fn backlog_limit(&self, vm: &VmArc) -> u64 {
         let facts = vm.store_facts();
-        let seconds = vm
-            .core()
-            .relation()
-            .map_or(60, |relation| relation.settings.apply_backlog_limit().as_secs());
+        let seconds = vm.core().relation().map_or(60, |relation| {
+            relation.settings.apply_backlog_limit().as_secs()
+        });
         let speed = facts.apply_speed.unwrap_or(32 << 20);
         speed.saturating_mul(seconds).max(64 << 20)
     }
@@ -196,7 +197,10 @@ impl Service {
         let status = vm.store_facts().status;
         let (relation, refusal) = {
             let core = vm.core();
-            (core.relation.clone().ok_or_else(unknown_relationship)?, core.facts.trouble.clone())
+            (
+                core.relation.clone().ok_or_else(unknown_relationship)?,
+                core.facts.trouble.clone(),
+            )
         };
         let record = relation.record();
         let role = match &record.role {
@@ -448,11 +452,7 @@ impl Host for Service {
         Ok(receipt)
     }
 
-    fn planned_failover(
-        &self,
-        caller: &PeerName,
-        message: PlannedFailover,
-    ) -> Result<(), Refusal> {
+    fn planned_failover(&self, caller: &PeerName, message: PlannedFailover) -> Result<(), Refusal> {
         let vm = self.replica_of(caller, message.relationship)?;
         Self::refuse_other_lineage(&vm, message.lineage)?;
         self.refuse_unless_receiving(&vm)?;
@@ -588,9 +588,11 @@ impl Service {
     ) -> Result<(), StoreRefusal> {
         let ours = replica.store.disks();
         let same = ours.len() == theirs.len()
-            && ours
-                .iter()
-                .all(|(id, size)| theirs.iter().any(|disk| disk.id == *id && disk.size == *size));
+            && ours.iter().all(|(id, size)| {
+                theirs
+                    .iter()
+                    .any(|disk| disk.id == *id && disk.size == *size)
+            });
         if same {
             Ok(())
         } else {
@@ -672,8 +674,12 @@ pub(crate) fn settings_of(value: &serde_json::Value) -> Result<ReplicationSettin
 
 pub(crate) fn definition_of(value: &serde_json::Value) -> Result<VmDefinition, Refusal> {
     bounded(value)?;
-    serde::Deserialize::deserialize(value)
-        .map_err(|error| refusal(RefusalCode::Invalid, &format!("read the VM's definition: {error}")))
+    serde::Deserialize::deserialize(value).map_err(|error| {
+        refusal(
+            RefusalCode::Invalid,
+            &format!("read the VM's definition: {error}"),
+        )
+    })
 }
 
 fn bounded(value: &serde_json::Value) -> Result<(), Refusal> {

@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use lifeboat_catalog::{Document, Job, JobId as RowId};
+use lifeboat_model::VmId;
 use lifeboat_model::contract::{JobState, JobType, ReturnCode};
 use lifeboat_model::relationship::{
     CriticalCause, Event, Primary, Record, ReplicaPhase, Role, SuspendedFrom,
 };
-use lifeboat_model::VmId;
 use lifeboat_sys::host;
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,9 @@ pub(crate) enum Goal {
     Revert,
     Commit,
     /// `asked`: the failover is committed, and the peer is being asked.
-    Reverse { asked: bool },
+    Reverse {
+        asked: bool,
+    },
     /// Work of one thread, without a record: it does not outlive a restart.
     Thread,
 }
@@ -235,7 +237,11 @@ impl Service {
             let mut core = vm.core();
             if let Some(at) = position(&core, id) {
                 let job = core.jobs.remove(at);
-                self.end_job(job, Verdict::Failed, Some((rejection.code, &rejection.what)));
+                self.end_job(
+                    job,
+                    Verdict::Failed,
+                    Some((rejection.code, &rejection.what)),
+                );
             }
             return Err(rejection);
         }
@@ -295,8 +301,10 @@ impl Service {
             job.row.percent_complete = 100;
         }
         if state == JobState::Exception {
-            let (code, what) =
-                why.unwrap_or((ReturnCode::Failed, "the state that was asked for was not reached"));
+            let (code, what) = why.unwrap_or((
+                ReturnCode::Failed,
+                "the state that was asked for was not reached",
+            ));
             job.row.error_code = code.number();
             job.row.error_description = what.chars().take(4000).collect();
         }
@@ -342,7 +350,9 @@ impl Service {
         outcome: Result<Document, (ReturnCode, String)>,
     ) {
         let mut core = vm.core();
-        let Some(at) = position(&core, id) else { return };
+        let Some(at) = position(&core, id) else {
+            return;
+        };
         let mut job = core.jobs.remove(at);
         match outcome {
             Ok(result) => {

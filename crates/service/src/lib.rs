@@ -40,7 +40,6 @@ mod replica;
 mod scheduler;
 mod service;
 mod session;
-mod soon;
 mod test_failover;
 mod timing;
 mod vm;

@@ -5,20 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lifeboat_catalog::{DesiredPower, Vm as VmRow};
-use lifeboat_hypervisor::{Backing, DiskBus, DiskSettings, Firmware, HypervisorError, PowerState, StopMode, VmDefinition, VmSettings};
+use lifeboat_hypervisor::{
+    Backing, DiskBus, DiskSettings, Firmware, HypervisorError, PowerState, StopMode, VmDefinition,
+    VmSettings,
+};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{
     Effect, Operation, Primary, Record, ReplicaPhase, Role, VmPower,
 };
 use lifeboat_model::settings::{ReplicationSettings, SettingsChange};
 use lifeboat_model::{DiskId, DiskSize, LineageId, RelationshipId, Sequence, VmId};
-use lifeboat_peer::{ChangeSettings, LinkError, NewReplica, PeerDisk, Refusal, RefusalCode, Removal};
+use lifeboat_peer::{
+    ChangeSettings, LinkError, NewReplica, PeerDisk, Refusal, RefusalCode, Removal,
+};
 use lifeboat_sys::host;
 
 use crate::adoption::first_lineage;
-use crate::api::{
-    Accepted, EnableReplication, NewVm, NewVmDisk, Rejection, Severity, StopHow,
-};
+use crate::api::{Accepted, EnableReplication, NewVm, NewVmDisk, Rejection, Severity, StopHow};
 use crate::host::refusal;
 use crate::jobs::not_saved;
 use crate::ledger::document;
@@ -27,7 +30,6 @@ use crate::operations::{
 };
 use crate::relation::{PeerPlace, Relation, Saved};
 use crate::service::{Service, with_causes};
-use crate::soon::Soon as _;
 use crate::vm::{Core, DisksPlace, Facts, Task, Vm, VmArc};
 
 impl Service {
@@ -40,7 +42,8 @@ impl Service {
                 remedy: "choose another name".to_owned(),
             });
         }
-        let random = || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));
+        let random =
+            || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));
         let id = VmId::from_bytes(random()?);
         let folder = self.inner.config.state.join("vms").join(id.to_string());
         let (images, sizes) = self.make_images(&folder, &new.disks)?;
@@ -267,7 +270,9 @@ impl Service {
                 });
             }
             if core.test_of.is_some() {
-                return Err(invalid("the VM of a test failover is not replicated".to_owned()));
+                return Err(invalid(
+                    "the VM of a test failover is not replicated".to_owned(),
+                ));
             }
         }
         let (host_name, port) = split_point(&enable.recovery_connection_point)?;
@@ -295,7 +300,8 @@ impl Service {
                 .unwrap_or_else(|| settings.recovery_connection_point().host.to_string()),
             address: settings.recovery_connection_point().to_string(),
         };
-        let random = || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));
+        let random =
+            || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));
         let record = Record {
             vm: vm.id,
             relationship: RelationshipId::from_bytes(random()?),
@@ -537,14 +543,11 @@ impl Service {
                 drop(held);
                 return self.forget_empty_replica(vm);
             }
-            replica
-                .store
-                .flatten(&mut |_| {})
-                .map_err(|error| Rejection {
-                    code: crate::replica::store_code(&error),
-                    what: format!("keep the VM without its points: {}", with_causes(&error)),
-                    remedy: String::new(),
-                })?;
+            replica.store.flatten().map_err(|error| Rejection {
+                code: crate::replica::store_code(&error),
+                what: format!("keep the VM without its points: {}", with_causes(&error)),
+                remedy: String::new(),
+            })?;
         }
         self.give_committed_disks(vm)
             .and_then(|()| Ok(self.inner.hypervisor.stop_tracking(vm.id)?))

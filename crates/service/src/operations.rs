@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use lifeboat_catalog::{Activity, JobId as RowId, NewAuditRow};
 use lifeboat_model::authorization::AuthorizationTable;
-use lifeboat_model::contract::{
-    FailoverType, JobType, PointKind, ReturnCode,
-};
+use lifeboat_model::contract::{FailoverType, JobType, PointKind, ReturnCode};
 use lifeboat_model::relationship::{
     CancelHow, Event, FailoverChoice, Operation, PrimaryGuest, Refused, Role, VmPower,
 };
@@ -16,7 +14,7 @@ use lifeboat_peer::LinkError;
 use lifeboat_sys::host;
 
 use crate::api::{
-    AccessRole, Accepted, AuditView, AuthorizationEntryView, Caller, CheckView, EventView,
+    Accepted, AccessRole, AuditView, AuthorizationEntryView, Caller, CheckView, EventView,
     HealthView, HostView, JobFilter, JobId, JobView, JobWhich, NewVm, Operations, PointView,
     Rejection, RelationshipIndex, RelationshipView, ReverseReplication, Severity, StatisticsView,
     Urgency, VmDiskView, VmOperation, VmRef, VmView,
@@ -101,9 +99,9 @@ impl Service {
             .map(|disk| VmDiskView {
                 id: disk.id.clone(),
                 size: disk.size,
-                replicated: core.relation().is_some_and(|relation| {
-                    relation.settings.included_disks().includes(&disk.id)
-                }),
+                replicated: core
+                    .relation()
+                    .is_some_and(|relation| relation.settings.included_disks().includes(&disk.id)),
                 uri: uris
                     .iter()
                     .find(|source| source.disk == disk.id && running)
@@ -167,9 +165,10 @@ impl Service {
             last_replication_time: last.replicated_at,
             last_apply_time: last.applied_at,
             last_application_consistent_replication_time: last.application_consistent_at,
-            last_sequence: relation.last_receipt().map(|receipt| receipt.sequence).or_else(|| {
-                (!relation.is_primary()).then_some(record.drawn)
-            }),
+            last_sequence: relation
+                .last_receipt()
+                .map(|receipt| receipt.sequence)
+                .or_else(|| (!relation.is_primary()).then_some(record.drawn)),
             lineage: record.lineage,
             primary_host_system: primary,
             recovery_host_system: recovery,
@@ -218,7 +217,13 @@ impl Service {
             VmOperation::PreparePlannedFailover => {
                 let vm_power = self.power(vm);
                 let job = JobType::InitiateSyncedReplication;
-                self.start_job(caller, vm, job, Goal::Prepare, Event::Prepare { vm: vm_power })
+                self.start_job(
+                    caller,
+                    vm,
+                    job,
+                    Goal::Prepare,
+                    Event::Prepare { vm: vm_power },
+                )
             }
             VmOperation::CancelPlannedFailover { how } => {
                 let how = match how {
@@ -243,7 +248,13 @@ impl Service {
             }
             VmOperation::CommitFailover => {
                 self.refuse_test(vm, Operation::CommitFailover)?;
-                self.start_job(caller, vm, JobType::CommitFailover, Goal::Commit, Event::Commit)
+                self.start_job(
+                    caller,
+                    vm,
+                    JobType::CommitFailover,
+                    Goal::Commit,
+                    Event::Commit,
+                )
             }
             VmOperation::ReverseReplication(reverse) => self.reverse(caller, vm, &reverse),
             VmOperation::TestFailover { point } => {
@@ -291,7 +302,10 @@ impl Service {
         }
         Err(Rejection {
             code: ReturnCode::InUse,
-            what: format!("cannot {}: a test failover reads the replica", operation.wish()),
+            what: format!(
+                "cannot {}: a test failover reads the replica",
+                operation.wish()
+            ),
             remedy: "end it first: `lifeboat failover test-end`".to_owned(),
         })
     }
@@ -371,7 +385,13 @@ impl Service {
         let goal = Goal::Reverse {
             asked: is_committed,
         };
-        self.start_job(caller, vm, JobType::ReverseReplication, goal, Event::Reverse)
+        self.start_job(
+            caller,
+            vm,
+            JobType::ReverseReplication,
+            goal,
+            Event::Reverse,
+        )
     }
 
     /// The settings of the new direction: the old ones, towards the old primary.
@@ -482,8 +502,8 @@ impl Service {
             .ledger
             .entries()
             .map_err(|error| not_saved("the entry", &error))?;
-        let table = AuthorizationTable::try_from(entries)
-            .map_err(|error| failed(with_causes(&error)))?;
+        let table =
+            AuthorizationTable::try_from(entries).map_err(|error| failed(with_causes(&error)))?;
         let entry = change(table)?;
         self.inner
             .ledger
@@ -592,8 +612,7 @@ impl Operations for Service {
         let vm = self.resolve(vm)?;
         self.refuse_unreplicated(&vm)?;
         let statistics = self.statistics_of(&vm);
-        let seconds =
-            |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+        let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
         Ok(StatisticsView {
             start_statistic_time: statistics.start(),
             end_statistic_time: statistics.end(),

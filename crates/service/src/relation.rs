@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use lifeboat_model::relationship::{Record, Role};
-use lifeboat_model::settings::ReplicationSettings;
 use lifeboat_model::retention::HistoryPromises;
+use lifeboat_model::settings::ReplicationSettings;
 use lifeboat_model::{DiskId, Lineage, Receipt, Sequence, Timestamp};
 use lifeboat_peer::ChangedSince;
 use serde::{Deserialize, Serialize};

@@ -133,7 +133,13 @@ impl Service {
         if is_consistent {
             let relation = vm.core().relation.clone();
             if let Some(relation) = relation {
-                self.keep_points(vm, replica, &relation, point_kind(planned, consistency), now)?;
+                self.keep_points(
+                    vm,
+                    replica,
+                    &relation,
+                    point_kind(planned, consistency),
+                    now,
+                )?;
             }
         }
         self.note_store(vm, replica);

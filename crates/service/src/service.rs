@@ -178,12 +178,20 @@ impl Service {
     }
 
     pub(crate) fn find(&self, vm: VmId) -> Option<VmArc> {
-        let vms = self.inner.vms.read().unwrap_or_else(PoisonError::into_inner);
+        let vms = self
+            .inner
+            .vms
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         vms.get(&vm).cloned()
     }
 
     pub(crate) fn all_vms(&self) -> Vec<VmArc> {
-        let vms = self.inner.vms.read().unwrap_or_else(PoisonError::into_inner);
+        let vms = self
+            .inner
+            .vms
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         vms.values().cloned().collect()
     }
 
@@ -320,12 +328,9 @@ impl Service {
 
     /// A connection to the peer of a relationship.
     pub(crate) fn link(&self, peer: &PeerPlace) -> Result<Arc<dyn Link>, LinkError> {
-        let address: PeerAddress =
-            peer.address
-                .parse()
-                .map_err(|_| LinkError::HostName {
-                    name: peer.address.clone(),
-                })?;
+        let address: PeerAddress = peer.address.parse().map_err(|_| LinkError::HostName {
+            name: peer.address.clone(),
+        })?;
         self.inner.links.to(&address, Some(&peer.host))
     }
 

@@ -1,7 +1,7 @@
 //! The talk with the replica: what it holds, and whether the primary may go on.
 
-use lifeboat_model::relationship::{Event, ReplicaView};
 use lifeboat_model::Sequence;
+use lifeboat_model::relationship::{Event, ReplicaView};
 use lifeboat_peer::{
     LinkError, PlannedFailover, PlannedPhase, RefusalCode, ReplicaReport, ReplicaRole,
     SessionRequest,
@@ -58,7 +58,9 @@ impl Service {
         match self.say_planned(&relation, sequence, PlannedPhase::Prepared) {
             Ok(()) => self.note_success(vm),
             // It has failed over already, or does not answer: the session tells which.
-            Err(error) => self.note_link_error(vm, "tell the replica of the planned failover", &error),
+            Err(error) => {
+                self.note_link_error(vm, "tell the replica of the planned failover", &error)
+            }
         }
     }
 
@@ -87,12 +89,13 @@ impl Service {
         sequence: Sequence,
         phase: PlannedPhase,
     ) -> Result<(), LinkError> {
-        self.link(&relation.peer)?.planned_failover(PlannedFailover {
-            relationship: relation.record().relationship,
-            lineage: relation.record().lineage.id,
-            sequence,
-            phase,
-        })
+        self.link(&relation.peer)?
+            .planned_failover(PlannedFailover {
+                relationship: relation.record().relationship,
+                lineage: relation.record().lineage.id,
+                sequence,
+                phase,
+            })
     }
 }
 

@@ -45,7 +45,9 @@ impl Service {
     ) -> Result<Accepted, Rejection> {
         {
             let core = vm.core();
-            let relation = core.relation().ok_or_else(crate::operations::not_replicated)?;
+            let relation = core
+                .relation()
+                .ok_or_else(crate::operations::not_replicated)?;
             relation
                 .record()
                 .refuse_unless(Operation::TestReplicaSystem)
@@ -58,9 +60,10 @@ impl Service {
                 });
             }
         }
-        let id = VmId::from_bytes(host::random_bytes().map_err(|error| {
-            failed(format!("draw an id for the test VM: {error}"))
-        })?);
+        let id = VmId::from_bytes(
+            host::random_bytes()
+                .map_err(|error| failed(format!("draw an id for the test VM: {error}")))?,
+        );
         let folder = self.inner.config.state.join("tests").join(id.to_string());
         self.make_test(vm, id, &folder, point).map_err(|trouble| {
             self.remove_test_files(&folder);
@@ -104,7 +107,10 @@ impl Service {
             let name = format!("{} - Test", core.definition.name());
             crate::manage::renamed(&core.definition, id, &self.free_name(&name))
         };
-        let root = vm.core().relation().and_then(|relation| relation.storage.clone());
+        let root = vm
+            .core()
+            .relation()
+            .and_then(|relation| relation.storage.clone());
         let place = DisksPlace::Test {
             folder: folder.to_owned(),
             store: root.unwrap_or_default(),
@@ -231,7 +237,10 @@ impl Service {
         match hypervisor.undefine(test) {
             Ok(()) | Err(HypervisorError::Unknown { .. }) => {}
             Err(error) => {
-                return Err(failed(format!("remove the test VM: {}", with_causes(&error))));
+                return Err(failed(format!(
+                    "remove the test VM: {}",
+                    with_causes(&error)
+                )));
             }
         }
         self.inner

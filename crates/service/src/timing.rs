@@ -61,9 +61,7 @@ impl Service {
         match primary {
             Primary::Replicating {
                 cycle: Cycle::Idle, ..
-            } if facts.failures == 0 => {
-                Some(self.next_cycle(relation, facts, now))
-            }
+            } if facts.failures == 0 => Some(self.next_cycle(relation, facts, now)),
             Primary::Replicating {
                 cycle: Cycle::Idle | Cycle::Sending { .. },
                 ..
@@ -115,13 +113,14 @@ impl Service {
         let (role, settings) = {
             let mut core = vm.core();
             core.facts.wanted = false;
-            let Some(relation) = core.relation() else { return };
+            let Some(relation) = core.relation() else {
+                return;
+            };
             (relation.record().role.clone(), relation.settings.clone())
         };
         match &role {
             Role::Primary(Primary::ResyncRequired { at: None, .. }) => {
-                let start =
-                    automatic_resynchronization(&settings, self.now(), UtcOffset::UTC);
+                let start = automatic_resynchronization(&settings, self.now(), UtcOffset::UTC);
                 match start {
                     Some(StartAt::Now) => self.tell(vm, Event::Resynchronize { at: None }),
                     Some(StartAt::At(at)) => {

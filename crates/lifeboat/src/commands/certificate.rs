@@ -219,9 +219,7 @@ impl CertificateCommand {
         let now = clock::wall();
         match self {
             Self::Show(of) => output.print(&overview(&open(&of)?)?, describe),
-            Self::Authority(of) => {
-                print(&open(&of)?.authority_certificate().map_err(pki_failure)?)
-            }
+            Self::Authority(of) => print(&open(&of)?.authority_certificate().map_err(pki_failure)?),
             Self::Renew(of) => {
                 let (config, pki) = open_both(&of)?;
                 let names = names_of(&config.host, &[])?;
@@ -385,7 +383,10 @@ fn operator(
         .issue_operator(name, role, clock::wall())
         .map_err(pki_failure)?;
     crate::commands::init::make_folder(into)?;
-    write_new(&into.join("certificate.pem"), credentials.certificate.as_bytes())?;
+    write_new(
+        &into.join("certificate.pem"),
+        credentials.certificate.as_bytes(),
+    )?;
     crate::commands::init::write_secret(&into.join("key.pem"), credentials.key.as_bytes())?;
     let authority = pki.authority_certificate().map_err(pki_failure)?;
     write_new(&into.join("authority.pem"), authority.as_bytes())?;

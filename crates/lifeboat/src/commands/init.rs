@@ -11,9 +11,7 @@ use lifeboat_peer::pki::{HostNames, Pki};
 use lifeboat_sys::clock;
 use serde::Serialize;
 
-use crate::daemon::config::{
-    LimitsConfig, OnBootConfig, OperatorsConfig, PeerConfig,
-};
+use crate::daemon::config::{LimitsConfig, OnBootConfig, OperatorsConfig, PeerConfig};
 use crate::daemon::{Config, DEFAULT_CONFIG};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, facts};
@@ -34,7 +32,7 @@ pub struct InitArgs {
 
     /// This host's name, as peers will know it [default: the machine's name]
     #[arg(long, value_name = "NAME")]
-    host: Option<String>,
+    name: Option<String>,
 
     /// What must outlive a reboot
     #[arg(long, default_value = "/var/lib/lifeboat", value_name = "DIR")]
@@ -129,8 +127,8 @@ pub fn run(args: &InitArgs, output: OutputFormat) -> Result<(), Failure> {
 }
 
 fn plan(args: &InitArgs) -> Result<(PathBuf, Config), Failure> {
-    let host = match &args.host {
-        Some(host) => host.clone(),
+    let host = match &args.name {
+        Some(name) => name.clone(),
         None => rustix::system::uname()
             .nodename()
             .to_string_lossy()

@@ -4,7 +4,9 @@ pub mod certificate;
 pub mod completions;
 pub mod delta;
 pub mod init;
+pub mod man;
 pub mod reference;
+pub mod remote;
 pub mod serve;
 pub mod store;
 
@@ -18,6 +20,7 @@ use lifeboat_store::Store;
 use lifeboat_sys::disk::RealDisk;
 
 use crate::exit::Failure;
+use crate::output::printable;
 
 /// Opens a store for a command; `command` is told to others who want it meanwhile.
 fn open_store(folder: &Path, command: &'static str) -> Result<Store, Failure> {
@@ -81,7 +84,7 @@ fn confirm(question: &str) -> Result<(), Failure> {
         return Err(Failure::Usage { what });
     }
     // A question that cannot be printed is not answered with yes either.
-    let _ = write!(stderr, "{question} Type yes to do it: ");
+    let _ = write!(stderr, "{} Type yes to do it: ", printable(question));
     let _ = stderr.flush();
     let mut answer = String::new();
     let read = stdin.read_line(&mut answer);

@@ -189,15 +189,30 @@ impl Config {
             let given = self.limits.transfers.to_string();
             return wrong("limits.transfers", given, "use 1 to 256");
         }
-        if self.peer.address.parse::<lifeboat_peer::PeerAddress>().is_err() {
+        if self
+            .peer
+            .address
+            .parse::<lifeboat_peer::PeerAddress>()
+            .is_err()
+        {
             let given = self.peer.address.clone();
-            return wrong("peer.address", given, "use NAME:PORT, as peers reach this host");
+            return wrong(
+                "peer.address",
+                given,
+                "use NAME:PORT, as peers reach this host",
+            );
         }
-        if self.quiesce.as_ref().is_some_and(|quiesce| {
-            !quiesce.program.is_absolute() || quiesce.timeout_seconds == 0
-        }) {
+        if self
+            .quiesce
+            .as_ref()
+            .is_some_and(|quiesce| !quiesce.program.is_absolute() || quiesce.timeout_seconds == 0)
+        {
             let given = "incomplete".to_owned();
-            return wrong("quiesce", given, "give the program's absolute path and a timeout");
+            return wrong(
+                "quiesce",
+                given,
+                "give the program's absolute path and a timeout",
+            );
         }
         Ok(())
     }

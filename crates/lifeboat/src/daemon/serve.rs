@@ -50,9 +50,7 @@ pub enum ServeError {
     #[error("start the service")]
     Service { source: Box<StartError> },
     #[error("listen for peers")]
-    Peers {
-        source: lifeboat_peer::StartError,
-    },
+    Peers { source: lifeboat_peer::StartError },
     #[error("listen for the programs of this machine")]
     Socket { source: BindUnixError },
     #[error("listen for operators on {address}")]
@@ -113,11 +111,10 @@ fn start_service(
         }),
         boot,
     };
-    let driver = VolumeDriver::new(Arc::clone(&disk), options).map_err(|source| {
-        ServeError::Driver {
+    let driver =
+        VolumeDriver::new(Arc::clone(&disk), options).map_err(|source| ServeError::Driver {
             source: Box::new(source),
-        }
-    })?;
+        })?;
     let hypervisor: Arc<dyn Hypervisor> = Arc::new(driver);
     let links = TlsLinks::new(runtime.handle().clone(), tls.clone(), Patience::default());
     let service_config = ServiceConfig {
@@ -189,7 +186,9 @@ async fn serve_operators(
     }];
     if let Some(address) = config.operators.listen {
         let failed = |source| ServeError::Operators { address, source };
-        let tcp = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+        let tcp = tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(failed)?;
         let bound = tcp.local_addr().map_err(failed)?;
         views.push(listener("operators", bound.to_string()));
         let present = OperatorTls::load(pki)?;
@@ -201,7 +200,8 @@ async fn serve_operators(
     }
     show_standing(service, tls, &views);
     let rest = lifeboat_rest::rest(Arc::new(service.clone()), RestLimits::default());
-    let mut reload = signal(SignalKind::hangup()).map_err(|source| ServeError::Signals { source })?;
+    let mut reload =
+        signal(SignalKind::hangup()).map_err(|source| ServeError::Signals { source })?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|source| ServeError::Signals { source })?;
     let mut interrupt =

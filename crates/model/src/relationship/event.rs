@@ -66,7 +66,9 @@ pub enum Event {
         sequence: Sequence,
     },
     /// What was in the send-spool cannot be read any more; its changes stay marked.
-    SpoolLost { sequence: Sequence },
+    SpoolLost {
+        sequence: Sequence,
+    },
     /// The replica has given a receipt.
     Received(Receipt),
     /// The replica has granted that the primary goes on.

@@ -10,7 +10,7 @@ mod replication;
 mod vms;
 
 use serde::Deserialize;
-use utoipa::openapi::{InfoBuilder, OpenApi, OpenApiBuilder};
+use utoipa::openapi::{InfoBuilder, OpenApi};
 use utoipa::{IntoParams, IntoResponses};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -82,8 +82,14 @@ pub fn openapi_json() -> String {
     json.expect("BUG: the document can be written as JSON") + "\n"
 }
 
+/// What answers refer to that are described beside their handlers.
+#[derive(utoipa::OpenApi)]
+#[openapi(components(schemas(Problem, Job)))]
+struct Shared;
+
 fn about() -> OpenApi {
-    let info = InfoBuilder::new()
+    let mut document = <Shared as utoipa::OpenApi>::openapi();
+    document.info = InfoBuilder::new()
         .title("Lifeboat")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
@@ -92,7 +98,7 @@ fn about() -> OpenApi {
              in a property of the same name and `_text`.",
         ))
         .build();
-    OpenApiBuilder::new().info(info).build()
+    document
 }
 
 /// The VM in a path.
