@@ -16,7 +16,7 @@ use lifeboat_model::relationship::{
 use lifeboat_model::settings::{ReplicationSettings, SettingsChange};
 use lifeboat_model::{DiskId, DiskSize, LineageId, RelationshipId, Sequence, VmId};
 use lifeboat_peer::{
-    ChangeSettings, LinkError, NewReplica, PeerDisk, Refusal, RefusalCode, Removal,
+    ChangeSettings, Introduction, LinkError, NewReplica, PeerDisk, Refusal, RefusalCode, Removal,
 };
 use lifeboat_sys::host;
 
@@ -253,6 +253,29 @@ impl Service {
         Ok(())
     }
 
+    /// Who answers at an address. Its certificate must prove the name, or the address where no
+    /// name is given; and the name by which it introduces itself must be one that it proves.
+    pub(crate) fn introduction_of(
+        &self,
+        point: &str,
+        name: Option<&str>,
+    ) -> Result<Introduction, Rejection> {
+        let unreached = |error: LinkError| rejection_of_link("reach the host", &error);
+        split_point(point)?;
+        let address = point
+            .parse()
+            .map_err(|error: lifeboat_peer::InvalidPeerAddress| invalid(error.to_string()))?;
+        let links = &self.inner.links;
+        let introduction = links
+            .to(&address, name)
+            .and_then(|link| link.introduce())
+            .map_err(unreached)?;
+        links
+            .to(&address, Some(&introduction.host))
+            .and_then(|link| link.introduce())
+            .map_err(unreached)
+    }
+
     /// `CreateReplicationRelationship`: the replica is made first, then the relationship saved.
     /// Whoever crashes between, asking again finds the replica and takes it up.
     pub(crate) fn enable(
@@ -293,12 +316,12 @@ impl Service {
         settings
             .check_disks(&all)
             .map_err(|error| invalid(with_causes(&error)))?;
+        let address = settings.recovery_connection_point().to_string();
+        let introduction =
+            self.introduction_of(&address, enable.recovery_host_name.as_deref())?;
         let peer = PeerPlace {
-            host: enable
-                .recovery_host_name
-                .clone()
-                .unwrap_or_else(|| settings.recovery_connection_point().host.to_string()),
-            address: settings.recovery_connection_point().to_string(),
+            host: introduction.host,
+            address,
         };
         let random =
             || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));

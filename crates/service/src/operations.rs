@@ -815,15 +815,7 @@ impl Operations for Service {
         _caller: &Caller,
         recovery_connection_point: &str,
     ) -> Result<String, Rejection> {
-        let (host, _) = split_point(recovery_connection_point)?;
-        let peer = PeerPlace {
-            host,
-            address: recovery_connection_point.to_owned(),
-        };
-        let introduction = self
-            .link(&peer)
-            .and_then(|link| link.introduce())
-            .map_err(|error| rejection_of_link("reach the host", &error))?;
+        let introduction = self.introduction_of(recovery_connection_point, None)?;
         match introduction.refusal {
             Some(refusal) => Err(Rejection {
                 code: ReturnCode::AccessDenied,
