@@ -25,7 +25,8 @@ use crate::image::Image;
 use crate::record::{Lengths, Moment, Record};
 use crate::slice::{Change, Content, Slices};
 use crate::spool::{self, BrokenDelta, ScanError, SpooledDelta};
-use crate::store::{AppliedDelta, Store};
+use crate::status::AppliedDelta;
+use crate::store::Store;
 
 /// After so many bytes written to a head the kernel is told to begin with them.
 const WRITEBACK_BYTES: u64 = 16 << 20;

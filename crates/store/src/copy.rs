@@ -158,7 +158,10 @@ impl Store {
         if self.is_done(&piece) {
             return Ok(());
         }
-        if !self.spool.is_empty() {
+        let is_closing = !self.spool.is_empty()
+            || !self.broken_spool.is_empty()
+            || self.state.applying.is_some();
+        if is_closing {
             // It would bring bytes that are newer than the delta which is to close the copy.
             return Err(Refused::CopyClosing.into());
         }
@@ -346,13 +349,10 @@ impl Store {
         Ok(())
     }
 
-    /// Gives up the progress of a copy, unless the delta that closes it is here.
-    pub(crate) fn cancel_copy(&mut self) -> Result<(), StoreError> {
+    /// Whether a copy is under way and the delta that closes it is not here.
+    pub(crate) fn is_copy_open(&self) -> bool {
         let under_way = self.state.mixed.as_ref().is_some_and(|m| m.done.is_some());
-        if under_way && self.spool.is_empty() {
-            self.save(&Record::CopyCancelled)?;
-        }
-        Ok(())
+        under_way && self.spool.is_empty()
     }
 
     /// Refuses what needs the heads to hold one moment.

@@ -98,7 +98,6 @@ impl Store {
         self.change(|store| {
             // What waits is not applied any more; a revert reserves anew.
             store.release_whole_reserve()?;
-            store.cancel_copy()?;
             let sizes: Vec<DiskSize> = store.state.disks.iter().map(|disk| disk.size).collect();
             let (sequence, target_sizes) = match target {
                 Target::Newest => (store.state.applied_sequence(), sizes.clone()),
@@ -124,6 +123,7 @@ impl Store {
                 started_at: now,
                 sizes: larger.collect(),
                 target_sizes,
+                cancels_copy: store.is_copy_open(),
             };
             store.save(&Record::FailoverStarted(Box::new(failover)))?;
             store.complete_failover()

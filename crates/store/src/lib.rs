@@ -46,6 +46,7 @@ mod reversal;
 mod segment;
 mod slice;
 mod spool;
+mod status;
 mod store;
 mod verify;
 
@@ -68,7 +69,6 @@ pub use pin::{BoundaryPin, ScratchDisk};
 pub use reader::{PointReader, RangeKind};
 pub use receive::Received;
 pub use reversal::{Adopted, Adoption, Reversal};
-pub use store::{
-    AppliedDelta, DiskStatus, NewStore, Pending, Point, Role, SetApart, Status, Store,
-};
+pub use status::{AppliedDelta, DiskStatus, Pending, Point, PointDisk, Role, SetApart, Status};
+pub use store::{NewStore, Store};
 pub use verify::{Finding, Rescanned, Verification};

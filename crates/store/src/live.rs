@@ -64,8 +64,12 @@ impl Store {
         if matches!(self.state.phase, Phase::Committing(_)) {
             return Ok(live);
         }
-        if let Target::Segment(number) = failover.target {
-            self.verify_segments_from(number)?;
+        if let Target::Segment(number) = failover.target
+            && let Err(error) = self.verify_segments_from(number)
+        {
+            // The VM can be started in another way.
+            self.release_images();
+            return Err(error);
         }
         self.change(|store| {
             store.write_divergence_map(&failover, &live.overlays())?;

@@ -155,6 +155,9 @@ pub(crate) struct Failover {
     pub(crate) sizes: Vec<DiskSize>,
     /// The disks' sizes at the target.
     pub(crate) target_sizes: Vec<DiskSize>,
+    /// The copy of whole disks under way is given up; the heads stay as it has left them.
+    #[serde(default)]
+    pub(crate) cancels_copy: bool,
 }
 
 /// What a failover starts from.
@@ -224,8 +227,6 @@ pub(crate) enum Record {
     Copied {
         piece: Piece,
     },
-    /// The copy's progress is worthless; the heads stay as they are.
-    CopyCancelled,
     FailoverStarted(Box<Failover>),
     FailedOver,
     /// The failover's lineage is abandoned, the store is a replica again.
@@ -348,10 +349,12 @@ impl State {
                 done.add(piece.range);
                 mixed.writing = None;
             }
-            Record::CopyCancelled => {
-                self.mixed.as_mut().ok_or("cancelling no copy")?.done = None;
+            Record::FailoverStarted(failover) => {
+                if let Some(mixed) = self.mixed.as_mut().filter(|_| failover.cancels_copy) {
+                    mixed.done = None;
+                }
+                self.phase = Phase::FailingOver(*failover);
             }
-            Record::FailoverStarted(failover) => self.phase = Phase::FailingOver(*failover),
             Record::FailedOver => match self.phase {
                 Phase::FailingOver(failover) => self.phase = Phase::FailedOver(failover),
                 _ => return Err("a failover that was not started"),
@@ -435,6 +438,7 @@ impl State {
                     started_at: moment.captured_at,
                     target_sizes: sizes.clone(),
                     sizes,
+                    cancels_copy: false,
                 });
             }
         }

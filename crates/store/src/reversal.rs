@@ -193,7 +193,7 @@ impl Store {
         let sizes = self.head_sizes()?;
         self.guard_images()?;
         let outcome = self.change(|store| store.join(reversal, left, &sizes, now));
-        if outcome.is_err() {
+        if outcome.is_err() && matches!(self.state.phase, Phase::Committed(_)) {
             // The VM can be started again.
             self.release_images();
         }
