@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use lifeboat_model::{DiskId, DiskSize, InvalidDiskSize};
+use lifeboat_model::{DiskId, DiskSize, InvalidDiskSize, Sequence};
 use lifeboat_nbd::ExportSetError;
 
 /// A volume could not be opened or closed.
@@ -90,6 +90,27 @@ pub enum MoveError {
         size: DiskSize,
         moved: u64,
     },
+}
+
+/// A tracker could not do what it was asked; what it knew before holds.
+#[derive(Debug, thiserror::Error)]
+pub enum TrackerError {
+    #[error("use the folder of maps {}", folder.display())]
+    Folder { folder: PathBuf, source: io::Error },
+    #[error("read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("write {}", path.display())]
+    Save { path: PathBuf, source: io::Error },
+    #[error("make the map {}", path.display())]
+    Map { path: PathBuf, source: io::Error },
+    #[error("make the maps since moment {moment} durable")]
+    Sync { moment: Sequence, source: io::Error },
+    #[error(
+        "track changes since moment {moment}: moment {newest} came before, and none comes twice"
+    )]
+    OldMoment { moment: Sequence, newest: Sequence },
+    #[error("forget what came before moment {moment}: the newest moment is {newest}")]
+    FutureMoment { moment: Sequence, newest: Sequence },
 }
 
 /// Why a frozen view cannot be read any more.

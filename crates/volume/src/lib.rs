@@ -34,11 +34,11 @@ mod view;
 mod view_disk;
 mod volume;
 
-pub use error::{BreakReason, FreezeError, MoveError, ReleaseError, VolumeError};
+pub use error::{BreakReason, FreezeError, MoveError, ReleaseError, TrackerError, VolumeError};
 pub use marks::{MapSet, Marking};
 pub use moving::Mover;
 pub use raw_image::{ImageError, RawImage};
-pub use tracker::{TrackedDisk, Tracker, TrackerError, TrackerState};
+pub use tracker::{TrackedDisk, Tracker, TrackerState};
 pub use view::{Changes, FrozenView, Outcome};
 pub use volume::{
     BITMAP, Freeze, ViewPlan, Volume, VolumeDevice, VolumeDisk, VolumePlan, create_disk,

@@ -8,6 +8,8 @@ use lifeboat_sys::disk::{Access, DiskPort};
 use lifeboat_sys::stamp::FileStamp;
 use serde::{Deserialize, Serialize};
 
+use crate::tracker::TrackedDisk;
+
 const NAME: &str = "tracking.json";
 const NEW_NAME: &str = "tracking.json.new";
 
@@ -145,10 +147,15 @@ impl Note {
 }
 
 impl NotedDisk {
-    pub(crate) fn new(id: DiskId, size: DiskSize, stamp: FileStamp) -> Self {
+    pub(crate) fn all(disks: &[TrackedDisk]) -> Vec<Self> {
+        disks.iter().map(Self::new).collect()
+    }
+
+    fn new(disk: &TrackedDisk) -> Self {
+        let stamp = disk.stamp;
         Self {
-            id,
-            size,
+            id: disk.id.clone(),
+            size: disk.size,
             device: stamp.device,
             inode: stamp.inode,
             length: stamp.size,
@@ -180,7 +187,11 @@ mod tests {
             modified: -5,
         };
         let size = DiskSize::try_from(4096).unwrap();
-        let disk = NotedDisk::new("sda".parse().unwrap(), size, stamp);
+        let disk = NotedDisk::new(&TrackedDisk {
+            id: "sda".parse().unwrap(),
+            size,
+            stamp,
+        });
         let boot = "b".to_owned();
         let mut note = Note::new(Phase::Open { boot }, vec![disk]);
         note.moments = vec![Sequence::new(3), Sequence::new(9)];

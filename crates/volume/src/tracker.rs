@@ -32,6 +32,7 @@ use lifeboat_sys::disk::DiskPort;
 use lifeboat_sys::host::BootId;
 use lifeboat_sys::stamp::FileStamp;
 
+use crate::error::TrackerError;
 use crate::map::BlockMap;
 use crate::map_file::{Initially, MapFile, MapFileError, marked_ranges};
 use crate::marks::{MapSet, Marking};
@@ -69,27 +70,6 @@ pub struct Tracker {
     sets: Vec<MapSet>,
 }
 
-/// A tracker could not do what it was asked; what it knew before holds.
-#[derive(Debug, thiserror::Error)]
-pub enum TrackerError {
-    #[error("use the folder of maps {}", folder.display())]
-    Folder { folder: PathBuf, source: io::Error },
-    #[error("read {}", path.display())]
-    Read { path: PathBuf, source: io::Error },
-    #[error("write {}", path.display())]
-    Save { path: PathBuf, source: io::Error },
-    #[error("make the map {}", path.display())]
-    Map { path: PathBuf, source: io::Error },
-    #[error("make the maps since moment {moment} durable")]
-    Sync { moment: Sequence, source: io::Error },
-    #[error(
-        "track changes since moment {moment}: moment {newest} came before, and none comes twice"
-    )]
-    OldMoment { moment: Sequence, newest: Sequence },
-    #[error("forget what came before moment {moment}: the newest moment is {newest}")]
-    FutureMoment { moment: Sequence, newest: Sequence },
-}
-
 impl Tracker {
     /// Opens the maps in `folder`, which is made if it is missing, for disks to which nobody
     /// writes. What is missing from a disk that is new to the folder is everything.
@@ -120,7 +100,7 @@ impl Tracker {
             port,
             folder,
             boot,
-            note: Note::new(Phase::Closed, noted(disks)),
+            note: Note::new(Phase::Closed, NotedDisk::all(disks)),
             sets: Vec::new(),
         };
         match found {
@@ -140,7 +120,7 @@ impl Tracker {
         let doubt = self.doubt(&note, disks);
         let before = note.clone();
         self.note = Note {
-            disks: noted(disks),
+            disks: NotedDisk::all(disks),
             ..note
         };
         if before.moments.is_empty() {
@@ -304,12 +284,12 @@ impl Tracker {
         }
         if self.note.moments.is_empty() {
             // Nothing is to be doubted, and tracking may begin with the images as they are now.
-            self.note.disks = noted(disks);
+            self.note.disks = NotedDisk::all(disks);
             return Ok(());
         }
         match self.doubt(&self.note, disks) {
             Some(why) => {
-                self.note.disks = noted(disks);
+                self.note.disks = NotedDisk::all(disks);
                 self.lose(&why)
             }
             None => Ok(()),
@@ -344,7 +324,7 @@ impl Tracker {
         }
         self.save(Note {
             phase: Phase::Closed,
-            disks: noted(disks),
+            disks: NotedDisk::all(disks),
             ..self.note.clone()
         })
     }
@@ -486,7 +466,7 @@ impl Tracker {
     /// When that cannot be noted; a later open will not believe the maps then.
     pub fn moved(&mut self, disks: &[TrackedDisk]) -> Result<(), TrackerError> {
         self.save(Note {
-            disks: noted(disks),
+            disks: NotedDisk::all(disks),
             ..self.note.clone()
         })
     }
@@ -600,13 +580,6 @@ impl Tracker {
 
 fn map_name(moment: Sequence, disk: &DiskId) -> String {
     format!("since-{moment}.{disk}")
-}
-
-fn noted(disks: &[TrackedDisk]) -> Vec<NotedDisk> {
-    let disks = disks.iter();
-    disks
-        .map(|disk| NotedDisk::new(disk.id.clone(), disk.size, disk.stamp))
-        .collect()
 }
 
 fn sync_set(set: &MapSet) -> Result<(), TrackerError> {

@@ -1,29 +1,25 @@
 //! One VM of the volume driver.
 
-use std::collections::BTreeSet;
-use std::io;
-use std::ops::Range;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use lifeboat_model::{Consistency, DiskId, DiskSize, Sequence, VmId};
+use lifeboat_model::{Consistency, DiskId, Sequence, VmId};
 use lifeboat_nbd::{ExportSet, ExportSetError, ListenAddress, Server, ServerOptions};
 use lifeboat_sys::clock;
-use lifeboat_sys::disk::{DiskPort, GuestDisk};
-use lifeboat_sys::stamp::FileStamp;
+use lifeboat_sys::disk::GuestDisk;
 use lifeboat_volume::{
-    BITMAP, Changes, FreezeError, FrozenView as VolumeView, Mover, RawImage, TrackedDisk, Tracker,
-    TrackerError, TrackerState, ViewPlan, Volume, VolumeDevice, VolumeError,
+    BITMAP, Changes, FreezeError, FrozenView as VolumeView, Tracker, TrackerError, TrackerState,
+    ViewPlan, Volume, VolumeDevice,
 };
 
-use super::present::{Place, PresentExport};
+use super::disks::{MachineDisk, check_disks, open_backing, stamped};
+use super::present::PresentExport;
 use super::quiesce::{Obeyed, Quiet};
 use super::view::Frozen;
-use super::{Host, Slot, lock};
+use super::{Host, lock};
 use crate::definition::VmDefinition;
 use crate::error::HypervisorError;
-use crate::port::{Backing, DiskMover, DiskRanges, DiskSource, PowerState, StopMode, Tracking};
+use crate::port::{Backing, DiskRanges, DiskSource, PowerState, StopMode, Tracking};
 
 /// How long clients may take to end when a VM is powered off, or an export is withdrawn.
 const GRACE: Duration = Duration::from_secs(2);
@@ -43,13 +39,6 @@ pub(crate) struct Machine {
     /// Present while the VM runs.
     server: Option<Server>,
     activity: Activity,
-}
-
-#[derive(Debug)]
-struct MachineDisk {
-    id: DiskId,
-    size: DiskSize,
-    place: Arc<Mutex<Place>>,
 }
 
 /// What else is done with the disks than being used by the guest.
@@ -313,15 +302,27 @@ impl Machine {
         checked.map_err(|source| HypervisorError::Tracking { vm, source })
     }
 
+    /// Lets the disks be moved, while the volume that is answered is kept.
+    ///
+    /// # Errors
+    /// When they are in use by a view or another move, or cannot be opened.
+    pub(super) fn begin_move(&mut self) -> Result<Arc<Volume>, HypervisorError> {
+        self.refuse(&[Activity::View, Activity::Move])?;
+        let volume = self.open_volume()?;
+        self.activity = Activity::Move;
+        Ok(volume)
+    }
+
+    /// A view has been dropped, or a move has ended.
+    pub(super) fn activity_has_ended(&mut self) {
+        self.activity = Activity::Nothing;
+        self.close_if_idle();
+    }
+
     fn close_if_idle(&mut self) {
         if self.server.is_none() && self.activity == Activity::Nothing {
             self.volume = None;
         }
-    }
-
-    pub(crate) fn view_has_ended(&mut self) {
-        self.activity = Activity::Nothing;
-        self.close_if_idle();
     }
 
     pub(crate) fn guest_disks(&self) -> Result<Vec<DiskSource>, HypervisorError> {
@@ -522,7 +523,7 @@ impl Machine {
     }
 
     /// Adopts what the disks stand on since a move. If that cannot be noted, tracking says so.
-    fn moved(&mut self, backings: Vec<(DiskId, Backing)>) {
+    pub(super) fn moved(&mut self, backings: Vec<(DiskId, Backing)>) {
         for (id, backing) in backings {
             if let Some(disk) = self.disks.iter().find(|disk| disk.id == id) {
                 lock(&disk.place).backing = backing;
@@ -548,161 +549,4 @@ impl Machine {
         };
         noted.map_err(|source| HypervisorError::Tracking { vm, source })
     }
-}
-
-/// Moves the disks of the machine in `slot`. It can be asked other things meanwhile.
-pub(crate) fn move_disks(
-    slot: &Slot,
-    vm: VmId,
-    mover: &mut dyn DiskMover,
-) -> Result<(), HypervisorError> {
-    let (volume, port) = {
-        let mut place = lock(slot);
-        let machine = place.as_mut().ok_or(HypervisorError::Unknown { vm })?;
-        machine.refuse(&[Activity::View, Activity::Move])?;
-        let volume = machine.open_volume()?;
-        machine.activity = Activity::Move;
-        (volume, Arc::clone(&machine.host.port))
-    };
-    let ending = MoveEnds(slot);
-    let mut adapter = Adapter {
-        mover,
-        vm,
-        port,
-        backings: Vec::new(),
-    };
-    let moved = volume.move_disks(&mut adapter);
-    drop(volume);
-    moved.map_err(|source| HypervisorError::Move { vm, source })?;
-    let backings = adapter.backings;
-    if let Some(machine) = lock(slot).as_mut() {
-        machine.moved(backings);
-    }
-    drop(ending);
-    Ok(())
-}
-
-/// Lets a machine be used again when a move has ended, however it did.
-struct MoveEnds<'a>(&'a Slot);
-
-impl Drop for MoveEnds<'_> {
-    fn drop(&mut self) {
-        if let Some(machine) = lock(self.0).as_mut() {
-            machine.activity = Activity::Nothing;
-            machine.close_if_idle();
-        }
-    }
-}
-
-/// A mover of the port as one of a volume.
-struct Adapter<'a> {
-    mover: &'a mut dyn DiskMover,
-    vm: VmId,
-    port: Arc<dyn DiskPort>,
-    /// What it has answered.
-    backings: Vec<(DiskId, Backing)>,
-}
-
-impl Mover for Adapter<'_> {
-    fn copy(&mut self, changed: Option<&[(DiskId, Range<u64>)]>) -> io::Result<()> {
-        self.mover.copy(changed)
-    }
-
-    fn finish(&mut self, changed: &[(DiskId, Range<u64>)]) -> io::Result<Vec<VolumeDevice>> {
-        self.backings = self.mover.finish(changed)?;
-        let device = |(id, backing): &(DiskId, Backing)| {
-            let device = open_backing(self.port.as_ref(), self.vm, id, backing);
-            Ok(VolumeDevice {
-                id: id.clone(),
-                device: device.map_err(io::Error::other)?,
-            })
-        };
-        self.backings.iter().map(device).collect()
-    }
-}
-
-impl MachineDisk {
-    fn new(
-        vm: VmId,
-        id: &DiskId,
-        backing: &Backing,
-        device: &dyn GuestDisk,
-    ) -> Result<Self, HypervisorError> {
-        let size = DiskSize::try_from(device.size()).map_err(|source| HypervisorError::Volume {
-            vm,
-            source: VolumeError::DeviceSize {
-                disk: id.clone(),
-                source,
-            },
-        })?;
-        let place = Place {
-            stamp: stamp(vm, id, backing)?,
-            backing: backing.clone(),
-        };
-        Ok(Self {
-            id: id.clone(),
-            size,
-            place: Arc::new(Mutex::new(place)),
-        })
-    }
-}
-
-fn check_disks(
-    definition: &VmDefinition,
-    disks: &[(DiskId, Backing)],
-) -> Result<(), HypervisorError> {
-    let defined = definition.settings().disks.iter().map(|disk| &disk.id);
-    let defined: BTreeSet<&DiskId> = defined.collect();
-    let given: BTreeSet<&DiskId> = disks.iter().map(|(id, _)| id).collect();
-    if defined == given && given.len() == disks.len() {
-        Ok(())
-    } else {
-        let vm = definition.vm();
-        Err(HypervisorError::OtherDisks { vm })
-    }
-}
-
-fn open_backing(
-    port: &dyn DiskPort,
-    vm: VmId,
-    disk: &DiskId,
-    backing: &Backing,
-) -> Result<Arc<dyn GuestDisk>, HypervisorError> {
-    match backing {
-        Backing::Raw { path } => match RawImage::open(port, path) {
-            Ok(image) => Ok(Arc::new(image)),
-            Err(source) => Err(HypervisorError::Image {
-                vm,
-                disk: disk.clone(),
-                source,
-            }),
-        },
-        Backing::Device { device, image: _ } => Ok(Arc::clone(device)),
-    }
-}
-
-fn stamp(vm: VmId, disk: &DiskId, backing: &Backing) -> Result<FileStamp, HypervisorError> {
-    let path: &Path = match backing {
-        Backing::Raw { path } => path,
-        Backing::Device { device: _, image } => image,
-    };
-    FileStamp::of(path).map_err(|source| HypervisorError::Examine {
-        vm,
-        disk: disk.clone(),
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// The disks with their images as they are now.
-fn stamped(vm: VmId, disks: &[MachineDisk]) -> Result<Vec<TrackedDisk>, HypervisorError> {
-    let tracked = |disk: &MachineDisk| {
-        let stamp = stamp(vm, &disk.id, &lock(&disk.place).backing)?;
-        Ok(TrackedDisk {
-            id: disk.id.clone(),
-            size: disk.size,
-            stamp,
-        })
-    };
-    disks.iter().map(tracked).collect()
 }

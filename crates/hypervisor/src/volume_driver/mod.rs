@@ -10,7 +10,9 @@
 //! Definitions live in memory: whoever drives this defines its VMs again after a start. What is
 //! on disk is the tracking of changes, by VM; see [`lifeboat_volume::Tracker`].
 
+mod disks;
 mod machine;
+mod moving;
 mod present;
 mod quiesce;
 mod view;
@@ -294,7 +296,7 @@ impl Hypervisor for VolumeDriver {
     }
 
     fn move_disks(&self, vm: VmId, mover: &mut dyn DiskMover) -> Result<(), HypervisorError> {
-        machine::move_disks(&self.slot(vm)?, vm, mover)
+        moving::move_disks(&self.slot(vm)?, vm, self.host.port.as_ref(), mover)
     }
 
     /// A volume has no screen: whoever runs the guest has it.

@@ -59,7 +59,7 @@ impl Drop for KeptView {
         // Its readers end first, which may take a while: not under the lock.
         drop(self.view.take());
         if let Some(machine) = lock(&self.slot).as_mut() {
-            machine.view_has_ended();
+            machine.activity_has_ended();
         }
     }
 }

@@ -10,4 +10,5 @@ mod moved;
 mod races;
 mod tools;
 mod tracked;
+mod tracking_host;
 mod views;
