@@ -117,7 +117,14 @@ fn a_request_that_was_changed_or_is_none_is_not_signed() {
     use base64::Engine as _;
     let engine = base64::engine::general_purpose::STANDARD;
     let der = engine.decode(&digits).unwrap();
-    for at in 0..der.len() {
+    let header = |at: usize| match der[at + 1] {
+        0x82 => (4, usize::from(der[at + 2]) << 8 | usize::from(der[at + 3])),
+        0x81 => (3, usize::from(der[at + 2])),
+        short => (2, usize::from(short)),
+    };
+    let signed = header(0).0;
+    let (inner, length) = header(signed);
+    for at in 0..signed + inner + length {
         let mut changed = der.clone();
         changed[at] ^= 1;
         let text = format!(
@@ -471,13 +478,48 @@ fn damaged_files_are_named() {
     for name in ["host.pem", "authority.pem", "issued.json"] {
         let party = Party::with_authority("a.example");
         fs::write(party.pki.folder().join(name), "damaged").unwrap();
-        let issued = party.pki.issue_own(&names("a.example"), now());
         let loaded = party.pki.load().map(|_| ());
-        let error = issued.map(|_| ()).and(loaded).unwrap_err();
+        let issued = party.pki.issue_own(&names("a.example"), now());
+        let error = loaded.and(issued.map(|_| ())).unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains(name) || text.contains("file"),
             "{name}: {text}"
         );
+    }
+}
+
+mod damage {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn damaged_certificates_are_read_or_refused_without_a_panic(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), 1_u8..), 1..4),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let party = shared();
+            let mut der = party.to_vec();
+            for (at, flip) in flips {
+                let at = at.index(der.len());
+                der[at] ^= flip;
+            }
+            let _ = CertificateInfo::read(&der);
+            let _ = CertificateInfo::read(&der[..cut.index(der.len())]);
+        }
+    }
+
+    /// One certificate for all cases.
+    fn shared() -> &'static [u8] {
+        static DER: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        DER.get_or_init(|| {
+            let party = Party::with_authority("a.example");
+            let path = party.pki.folder().join("host.pem");
+            CertificateDer::from_pem_file(path).unwrap().to_vec()
+        })
     }
 }
