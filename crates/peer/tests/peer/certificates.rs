@@ -6,7 +6,8 @@ use std::path::Path;
 
 use lifeboat_peer::PeerTls;
 use lifeboat_peer::pki::{
-    CertificateInfo, Fingerprint, Identity, Pki, PkiError, RevocationCause, Role, TrustedFor,
+    Anonymous, CertificateInfo, Fingerprint, Identity, Pki, PkiError, RevocationCause, Role,
+    TrustedFor,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -267,6 +268,34 @@ fn an_operators_certificate_carries_name_and_role() {
             "{name:?}"
         );
     }
+}
+
+#[test]
+fn a_server_for_operators_lets_in_operators_and_neither_hosts_nor_strangers() {
+    let here = Party::with_authority("a.example");
+    let there = Party::with_authority("b.example");
+    let certificate = there.pki.authority_certificate().unwrap();
+    here.pki.trust(&certificate, TrustedFor::Hosts).unwrap();
+    let let_in = |anonymous, proof: Option<&str>| {
+        let config = here.pki.load().unwrap().operator_server(anonymous).unwrap();
+        crate::raw::is_let_in(config, &here, "a.example", proof)
+    };
+    let operator = |party: &Party| {
+        let made = party.pki.issue_operator("x", Role::Viewer, now()).unwrap();
+        (made.key + &made.certificate, made.info.serial)
+    };
+    let (ours, serial) = operator(&here);
+    assert!(let_in(Anonymous::Refused, Some(&ours)));
+    assert!(!let_in(Anonymous::Refused, None));
+    assert!(let_in(Anonymous::Allowed, None));
+    let (theirs, _) = operator(&there);
+    assert!(!let_in(Anonymous::Allowed, Some(&theirs)));
+    let host = fs::read_to_string(here.pki.folder().join("host.pem")).unwrap();
+    assert!(!let_in(Anonymous::Allowed, Some(&host)));
+    here.pki
+        .revoke(&serial, RevocationCause::Retired, now())
+        .unwrap();
+    assert!(!let_in(Anonymous::Refused, Some(&ours)));
 }
 
 #[test]
