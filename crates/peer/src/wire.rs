@@ -244,6 +244,10 @@ impl DigestQuery {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "a query has a list of ranges, and one is a list too"
+)]
 mod tests {
     use super::*;
     use lifeboat_model::{DiskId, LineageId};

@@ -74,7 +74,10 @@ pub trait Link: Send + Sync + Debug {
     fn remove(&self, message: Removal) -> Result<(), LinkError>;
 
     /// The same peer, for calls that end with [`LinkError::Cancelled`] soon after the flag
-    /// is raised.
+    /// is raised. A body whose own `read` blocks is waited for: give [`ThrottledRead`] the
+    /// same flag.
+    ///
+    /// [`ThrottledRead`]: crate::ThrottledRead
     fn cancelled_by(&self, cancel: Cancel) -> Arc<dyn Link>;
 }
 

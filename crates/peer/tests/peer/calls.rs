@@ -21,7 +21,6 @@ pub struct Pair {
     pub served: Served,
     pub caller: Caller,
     pub link: Arc<dyn Link>,
-    pub primary: Party,
 }
 
 pub fn pair(host: Arc<Scripted>) -> Pair {
@@ -38,7 +37,6 @@ pub fn pair_with(host: Arc<Scripted>, limits: Limits, patience: Patience) -> Pai
         served,
         caller,
         link,
-        primary,
     }
 }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use lifeboat_peer::PeerTls;
 use lifeboat_peer::pki::{
-    CertificateInfo, Fingerprint, Identity, Pki, PkiError, RevocationCause, Role, TrustedFor,
+    Anonymous, CertificateInfo, Fingerprint, Identity, Pki, PkiError, RevocationCause, Role,
+    TrustedFor,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -117,7 +118,14 @@ fn a_request_that_was_changed_or_is_none_is_not_signed() {
     use base64::Engine as _;
     let engine = base64::engine::general_purpose::STANDARD;
     let der = engine.decode(&digits).unwrap();
-    for at in 0..der.len() {
+    let header = |at: usize| match der[at + 1] {
+        0x82 => (4, usize::from(der[at + 2]) << 8 | usize::from(der[at + 3])),
+        0x81 => (3, usize::from(der[at + 2])),
+        short => (2, usize::from(short)),
+    };
+    let signed = header(0).0;
+    let (inner, length) = header(signed);
+    for at in 0..signed + inner + length {
         let mut changed = der.clone();
         changed[at] ^= 1;
         let text = format!(
@@ -260,6 +268,34 @@ fn an_operators_certificate_carries_name_and_role() {
             "{name:?}"
         );
     }
+}
+
+#[test]
+fn a_server_for_operators_lets_in_operators_and_neither_hosts_nor_strangers() {
+    let here = Party::with_authority("a.example");
+    let there = Party::with_authority("b.example");
+    let certificate = there.pki.authority_certificate().unwrap();
+    here.pki.trust(&certificate, TrustedFor::Hosts).unwrap();
+    let let_in = |anonymous, proof: Option<&str>| {
+        let config = here.pki.load().unwrap().operator_server(anonymous).unwrap();
+        crate::raw::is_let_in(config, &here, "a.example", proof)
+    };
+    let operator = |party: &Party| {
+        let made = party.pki.issue_operator("x", Role::Viewer, now()).unwrap();
+        (made.key + &made.certificate, made.info.serial)
+    };
+    let (ours, serial) = operator(&here);
+    assert!(let_in(Anonymous::Refused, Some(&ours)));
+    assert!(!let_in(Anonymous::Refused, None));
+    assert!(let_in(Anonymous::Allowed, None));
+    let (theirs, _) = operator(&there);
+    assert!(!let_in(Anonymous::Allowed, Some(&theirs)));
+    let host = fs::read_to_string(here.pki.folder().join("host.pem")).unwrap();
+    assert!(!let_in(Anonymous::Allowed, Some(&host)));
+    here.pki
+        .revoke(&serial, RevocationCause::Retired, now())
+        .unwrap();
+    assert!(!let_in(Anonymous::Refused, Some(&ours)));
 }
 
 #[test]
@@ -471,13 +507,48 @@ fn damaged_files_are_named() {
     for name in ["host.pem", "authority.pem", "issued.json"] {
         let party = Party::with_authority("a.example");
         fs::write(party.pki.folder().join(name), "damaged").unwrap();
-        let issued = party.pki.issue_own(&names("a.example"), now());
         let loaded = party.pki.load().map(|_| ());
-        let error = issued.map(|_| ()).and(loaded).unwrap_err();
+        let issued = party.pki.issue_own(&names("a.example"), now());
+        let error = loaded.and(issued.map(|_| ())).unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains(name) || text.contains("file"),
             "{name}: {text}"
         );
+    }
+}
+
+mod damage {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn damaged_certificates_are_read_or_refused_without_a_panic(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), 1_u8..), 1..4),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let party = shared();
+            let mut der = party.to_vec();
+            for (at, flip) in flips {
+                let at = at.index(der.len());
+                der[at] ^= flip;
+            }
+            let _ = CertificateInfo::read(&der);
+            let _ = CertificateInfo::read(&der[..cut.index(der.len())]);
+        }
+    }
+
+    /// One certificate for all cases.
+    fn shared() -> &'static [u8] {
+        static DER: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        DER.get_or_init(|| {
+            let party = Party::with_authority("a.example");
+            let path = party.pki.folder().join("host.pem");
+            CertificateDer::from_pem_file(path).unwrap().to_vec()
+        })
     }
 }

@@ -357,7 +357,7 @@ fn messages_of_a_reversal_are_stable() {
                 moment: Sequence::new(41),
                 disks: vec![ChangedDisk {
                     id: disk(),
-                    ranges: vec![0..4096],
+                    ranges: vec![0..4096, 8192..12288],
                 }],
             }),
             why_unknown: Some("unclean".to_owned()),
@@ -366,7 +366,7 @@ fn messages_of_a_reversal_are_stable() {
             "drawn": 50,
             "changed": {
                 "moment": 41,
-                "disks": [{"id": "vda", "ranges": [{"start": 0, "end": 4096}]}],
+                "disks": [{"id": "vda", "ranges": [{"start": 0, "end": 4096}, {"start": 8192, "end": 12288}]}],
             },
             "why_unknown": "unclean",
         }),

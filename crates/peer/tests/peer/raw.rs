@@ -175,3 +175,88 @@ pub fn head(stream: &mut impl Read) -> String {
 
 /// A deadline that passes soon, for tests of what happens then.
 pub const SOON: Duration = Duration::from_millis(300);
+
+/// Passes bytes on between callers and a server, counts them, and can cut every connection.
+pub struct Relay {
+    pub address: std::net::SocketAddr,
+    streams: Arc<std::sync::Mutex<Vec<TcpStream>>>,
+    passed: Arc<std::sync::atomic::AtomicU64>,
+}
+
+pub fn relay(target: std::net::SocketAddr) -> Relay {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let relay = Relay {
+        address: listener.local_addr().unwrap(),
+        streams: Arc::default(),
+        passed: Arc::default(),
+    };
+    let (streams, passed) = (Arc::clone(&relay.streams), Arc::clone(&relay.passed));
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            let far = TcpStream::connect(target).unwrap();
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                let passed = Arc::clone(&passed);
+                std::thread::spawn(move || {
+                    let mut buffer = vec![0; 64 << 10];
+                    while let Ok(read @ 1..) = from.read(&mut buffer) {
+                        passed.fetch_add(read as u64, std::sync::atomic::Ordering::SeqCst);
+                        if to.write_all(&buffer[..read]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+            streams.lock().unwrap().extend([near, far]);
+        }
+    });
+    relay
+}
+
+impl Relay {
+    pub fn cut(&self) {
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// How many bytes have passed, both ways together.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// Shakes hands with a server of this configuration, as somebody with this certificate and
+/// key (PEM), and says whether the server let them in.
+pub fn is_let_in(config: ServerConfig, trust: &Party, name: &str, proof: Option<&str>) -> bool {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots(trust));
+    let client = match proof {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let chain = CertificateDer::pem_slice_iter(pem.as_bytes())
+                .map(Result::unwrap)
+                .collect();
+            let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    let serving = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let session = ServerConnection::new(Arc::new(config)).unwrap();
+        let mut stream = StreamOwned::new(session, stream);
+        stream.read_exact(&mut [0; 5]).is_ok()
+    });
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let session = ClientConnection::new(Arc::new(client), name).unwrap();
+    let mut stream = StreamOwned::new(session, TcpStream::connect(address).unwrap());
+    let _ = stream.write_all(b"hello");
+    let _ = stream.flush();
+    serving.join().unwrap()
+}

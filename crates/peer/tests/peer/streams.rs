@@ -268,28 +268,8 @@ fn a_lost_answer_is_an_interruption_and_the_repetition_succeeds() {
         (pair(host), cutter)
     };
     let (pair, cutter) = pair;
-    // A relay between both, whose connections can be cut after the host has heard all.
-    let target = pair.served.server.address();
-    let relay = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = crate::support::peer_address(relay.local_addr().unwrap());
-    let streams: Arc<Mutex<Vec<std::net::TcpStream>>> = Arc::default();
-    let kept = Arc::clone(&streams);
-    std::thread::spawn(move || {
-        for near in relay.incoming() {
-            let near = near.unwrap();
-            let far = std::net::TcpStream::connect(target).unwrap();
-            for (mut from, mut to) in [
-                (near.try_clone().unwrap(), far.try_clone().unwrap()),
-                (far.try_clone().unwrap(), near.try_clone().unwrap()),
-            ] {
-                std::thread::spawn(move || {
-                    let _ = io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(std::net::Shutdown::Write);
-                });
-            }
-            kept.lock().unwrap().extend([near, far]);
-        }
-    });
+    let relay = crate::raw::relay(pair.served.server.address());
+    let address = crate::support::peer_address(relay.address);
     let link =
         lifeboat_peer::Links::to(&pair.caller.links, &address, Some("replica-1.example")).unwrap();
     let calling = Arc::clone(&link);
@@ -297,9 +277,7 @@ fn a_lost_answer_is_an_interruption_and_the_repetition_succeeds() {
         calling.put_delta(delta_place(), &mut pattern(3 << 20).as_slice())
     });
     let go = cutter.recv_timeout(PATIENCE).unwrap();
-    for stream in streams.lock().unwrap().iter() {
-        let _ = stream.shutdown(std::net::Shutdown::Both);
-    }
+    relay.cut();
     assert!(matches!(
         sending.join().unwrap(),
         Err(LinkError::Interrupted { .. })
@@ -353,4 +331,20 @@ fn an_answer_that_does_not_come_after_a_body_is_timed_out() {
     let put = pair.link.put_delta(delta_place(), &mut [1; 10].as_slice());
     assert!(matches!(put, Err(LinkError::TimedOut { .. })), "{put:?}");
     drop(go);
+}
+
+#[test]
+fn a_cycle_without_changes_costs_a_few_kibibytes_on_a_warm_connection() {
+    let pair = pair(Scripted::new());
+    let relay = crate::raw::relay(pair.served.server.address());
+    let address = crate::support::peer_address(relay.address);
+    let link =
+        lifeboat_peer::Links::to(&pair.caller.links, &address, Some("replica-1.example")).unwrap();
+    link.introduce().unwrap();
+    let before = relay.passed();
+    link.begin_session(crate::calls::session()).unwrap();
+    link.put_delta(delta_place(), &mut pattern(512).as_slice())
+        .unwrap();
+    let cost = relay.passed() - before;
+    assert!(cost < 8 << 10, "{cost} bytes");
 }
