@@ -425,6 +425,14 @@ async fn read_body(request: Request, limit: usize) -> Result<Bytes, Problem> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // A list would be taken for the values of an object in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::new(
+            ReturnCode::IncorrectDataType,
+            "the body of the request is a list",
+            "send an object: what stands between { and }",
+        ));
+    }
     serde_json::from_slice(bytes).map_err(|error| {
         let code = match error.classify() {
             serde_json::error::Category::Data => ReturnCode::IncorrectDataType,

@@ -303,6 +303,23 @@ async fn questions_reach_the_service_with_their_limits() {
 }
 
 #[tokio::test]
+async fn without_a_number_the_newest_events_are_given() {
+    let scene = Scene::new();
+    for _ in 0..10 {
+        scene.fake.happens("state_changed");
+    }
+    let ids = async |path: &str| -> Vec<u64> {
+        let events = scene.get(path).await.json();
+        let events = events.as_array().unwrap().iter();
+        events.map(|event| event["id"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(ids("/v1/events?limit=3").await, [8, 9, 10]);
+    assert_eq!(ids("/v1/events?since=0&limit=3").await, [1, 2, 3]);
+    assert_eq!(ids("/v1/events").await.len(), 10);
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn every_return_code_is_told_with_its_status_and_the_services_own_words() {
     let scene = Scene::new();
     for &code in ReturnCode::ALL {
