@@ -204,6 +204,9 @@ impl Failure {
                     "the sequence number drawn stays unused, which does no harm; capture again",
                 ),
             },
+            Self::StreamEnded => Some("ask again with --since and the last number shown"),
+            Self::Host(error) => host_hint(error),
+            Self::Job { .. } => None,
             _ if self.exit() == Exit::AccessDenied => {
                 Some("run as the user who owns the file or folder")
             }
@@ -226,10 +229,7 @@ impl Failure {
             | Self::NotConfirmed
             | Self::NotReady { .. }
             | Self::Identity { .. }
-            | Self::Job { .. }
             | Self::Demo(_) => None,
-            Self::StreamEnded => Some("ask again with --since and the last number shown"),
-            Self::Host(error) => host_hint(error),
         }
     }
 

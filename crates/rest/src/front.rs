@@ -276,7 +276,8 @@ impl OnVm {
                     Accepted::Completed => Outcome::Done,
                     // The job may have ended and been forgotten already.
                     Accepted::JobStarted(id) => {
-                        Outcome::Started(id, operations.job(caller, id).ok().map(Job::from))
+                        let job = operations.job(caller, id).ok();
+                        Outcome::Started(id, job.map(|job| Box::new(job.into())))
                     }
                 })
             })
@@ -288,7 +289,7 @@ impl OnVm {
 /// What became of an operation that was accepted.
 enum Outcome {
     Done,
-    Started(JobId, Option<Job>),
+    Started(JobId, Option<Box<Job>>),
 }
 
 impl IntoResponse for Outcome {
