@@ -211,6 +211,9 @@ impl Failure {
                     "the sequence number drawn stays unused, which does no harm; capture again",
                 ),
             },
+            Self::StreamEnded => Some("ask again with --since and the last number shown"),
+            Self::Host(error) => host_hint(error),
+            Self::Job { .. } => None,
             _ if self.exit() == Exit::AccessDenied => {
                 Some("run as the user who owns the file or folder")
             }
@@ -234,10 +237,7 @@ impl Failure {
             | Self::NotReady { .. }
             | Self::Daemon { .. }
             | Self::Identity { .. }
-            | Self::Job { .. }
             | Self::Demo(_) => None,
-            Self::StreamEnded => Some("ask again with --since and the last number shown"),
-            Self::Host(error) => host_hint(error),
         }
     }
 

@@ -41,11 +41,11 @@ impl Progress {
 
     /// Counts hundredths of something, and says what it is doing.
     #[must_use]
-    pub fn percent(what: String) -> Self {
+    pub fn percent(what: &str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos} % {msg}");
         bar.set_style(style.expect("BUG: the template is well formed"));
-        bar.set_prefix(printable(&what));
+        bar.set_prefix(printable(what));
         Self { bar }
     }
 

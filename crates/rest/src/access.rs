@@ -3,7 +3,7 @@
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::Method;
+use http::{HeaderMap, Method, header};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_service::api::{AccessRole, Caller};
 
@@ -108,6 +108,40 @@ pub(crate) async fn known_callers_only(request: Request, next: Next) -> Response
     .into_response()
 }
 
+/// Refuses changes that a page of another site makes a browser ask for: the browser would show its
+/// user's certificate without the user knowing.
+pub(crate) async fn refuse_other_sites(request: Request, next: Next) -> Response {
+    let reads = request.method() == Method::GET || request.method() == Method::HEAD;
+    if reads || is_own_site(request.headers()) {
+        return next.run(request).await;
+    }
+    Problem::new(
+        ReturnCode::AccessDenied,
+        "a page of another site asks for a change",
+        "ask from a page of this host, or from a program that is no browser",
+    )
+    .into_response()
+}
+
+/// Whether no browser says that the request comes from a page of another site.
+fn is_own_site(headers: &HeaderMap) -> bool {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap_or_default())
+    };
+    let origin = text("origin").map(|origin| origin.strip_prefix("https://"));
+    let same_origin = match origin {
+        None => true,
+        Some(origin) => origin.is_some() && origin == text(header::HOST.as_str()),
+    };
+    let same_site = match text("sec-fetch-site") {
+        None | Some("same-origin" | "none") => true,
+        Some(_) => false,
+    };
+    same_origin && same_site
+}
+
 /// Refuses a request whose caller lacks the role that its route takes.
 pub(crate) async fn check_role(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>();
@@ -140,5 +174,45 @@ const fn with_article(role: AccessRole) -> &'static str {
         Viewer => "a viewer",
         Operator => "an operator",
         Administrator => "an administrator",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn own_site(headers: &[(&'static str, &'static str)]) -> bool {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, HeaderValue::from_static(value));
+        }
+        is_own_site(&map)
+    }
+
+    #[test]
+    fn programs_and_pages_of_this_host_are_let_through() {
+        assert!(own_site(&[("host", "a:8443")]));
+        assert!(own_site(&[
+            ("host", "a:8443"),
+            ("origin", "https://a:8443")
+        ]));
+        assert!(own_site(&[("host", "a"), ("sec-fetch-site", "none")]));
+    }
+
+    #[test]
+    fn pages_of_other_sites_are_not() {
+        for headers in [
+            &[("host", "a:8443"), ("origin", "https://b:8443")][..],
+            &[("host", "a:8443"), ("origin", "http://a:8443")],
+            &[("host", "a:8443"), ("origin", "https://a:8444")],
+            &[("host", "a:8443"), ("origin", "null")],
+            &[("origin", "https://a")],
+            &[("host", "a"), ("sec-fetch-site", "cross-site")],
+            &[("host", "a"), ("sec-fetch-site", "same-site")],
+        ] {
+            assert!(!own_site(headers), "{headers:?}");
+        }
     }
 }

@@ -276,7 +276,8 @@ impl OnVm {
                     Accepted::Completed => Outcome::Done,
                     // The job may have ended and been forgotten already.
                     Accepted::JobStarted(id) => {
-                        Outcome::Started(id, operations.job(caller, id).ok().map(Job::from))
+                        let job = operations.job(caller, id).ok();
+                        Outcome::Started(id, job.map(|job| Box::new(job.into())))
                     }
                 })
             })
@@ -288,7 +289,7 @@ impl OnVm {
 /// What became of an operation that was accepted.
 enum Outcome {
     Done,
-    Started(JobId, Option<Job>),
+    Started(JobId, Option<Box<Job>>),
 }
 
 impl IntoResponse for Outcome {
@@ -425,6 +426,14 @@ async fn read_body(request: Request, limit: usize) -> Result<Bytes, Problem> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // A list would be taken for the values of an object in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::new(
+            ReturnCode::IncorrectDataType,
+            "the body of the request is a list",
+            "send an object: what stands between { and }",
+        ));
+    }
     serde_json::from_slice(bytes).map_err(|error| {
         let code = match error.classify() {
             serde_json::error::Category::Data => ReturnCode::IncorrectDataType,

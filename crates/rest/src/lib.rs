@@ -13,9 +13,9 @@ mod feed;
 mod front;
 mod listen;
 mod patience;
-mod peer;
 mod problem;
 mod routes;
+mod unix_access;
 pub mod wire;
 
 use std::sync::Arc;
@@ -34,9 +34,9 @@ use crate::front::Front;
 pub use access::{ACCESS, AccessRule, required_role};
 pub use front::Limits;
 pub use listen::{BindUnixError, CertificateCaller, Listener, TlsConfigSource, bind_unix, serve};
-pub use peer::UnixAccess;
 pub use problem::{PROBLEM_JSON, Problem, status_of};
 pub use routes::{openapi, openapi_json};
+pub use unix_access::UnixAccess;
 
 /// Where the daemon listens for the programs of this host, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lifeboat/lifeboat.sock";
@@ -69,6 +69,7 @@ pub fn rest(operations: Arc<dyn Operations>, limits: Limits) -> Rest {
         .route_layer(from_fn(access::check_role))
         .method_not_allowed_fallback(no_such_method)
         .fallback(no_such_path)
+        .layer(from_fn(access::refuse_other_sites))
         .layer(from_fn(access::known_callers_only))
         .layer(map_response(hardened))
         .with_state(front);

@@ -464,7 +464,8 @@ pub trait Operations: Send + Sync {
         limit: usize,
     ) -> Result<Vec<EventView>, Rejection>;
 
-    /// Returns when there are events after `since`, or after `patience`.
+    /// Returns when there are events after `since`, or after `patience`: the id of the newest
+    /// event, 0 when there is none.
     fn wait_for_events(&self, since: u64, patience: std::time::Duration) -> u64;
 
     fn audit(&self, caller: &Caller, limit: usize) -> Result<Vec<AuditView>, Rejection>;

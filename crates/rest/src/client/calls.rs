@@ -173,6 +173,11 @@ impl Client {
         self.get(&format!("/v1/events?since={since}&limit={limit}"))
     }
 
+    /// The newest events, oldest first; at most 1000.
+    pub fn newest_events(&self, limit: usize) -> Result<Answer<Vec<Event>>, ClientError> {
+        self.get(&format!("/v1/events?limit={limit}"))
+    }
+
     /// Who did what, the newest first; at most 1000.
     pub fn audit(&self, limit: usize) -> Result<Answer<Vec<AuditRecord>>, ClientError> {
         self.get(&format!("/v1/audit?limit={limit}"))

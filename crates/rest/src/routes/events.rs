@@ -32,9 +32,9 @@ const BATCH: usize = 100;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// Those after the one with this id.
+    /// Those after the one with this id; the newest unless given.
     #[serde(default)]
-    since: u64,
+    since: Option<u64>,
     /// How many at most: 1 to 1000.
     #[serde(default = "default_limit")]
     #[param(default = 100, minimum = 1, maximum = 1000)]
@@ -75,7 +75,7 @@ fn checked_limit(limit: usize) -> Result<usize, InvalidRequest> {
     Err(InvalidRequest::new("limit", &limit.to_string(), remedy))
 }
 
-/// Events after one, oldest first.
+/// Events after one, or the newest; oldest first.
 #[utoipa::path(get, path = "/v1/events", tag = "events", operation_id = "event_list",
     params(EventsQuery), responses((status = 200, body = [Event]), Refused))]
 pub(super) async fn list(
@@ -84,7 +84,13 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<Event>>, Problem> {
     let limit = checked_limit(query.limit)?;
     let events = call
-        .ask(move |operations, caller| operations.events(caller, query.since, limit))
+        .ask(move |operations, caller| {
+            let newest = || operations.wait_for_events(0, Duration::ZERO);
+            let since = query
+                .since
+                .unwrap_or_else(|| newest().saturating_sub(limit as u64));
+            operations.events(caller, since, limit)
+        })
         .await?;
     Ok(Json(events.into_iter().map(Event::from).collect()))
 }

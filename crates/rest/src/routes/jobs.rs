@@ -7,7 +7,7 @@ use http::StatusCode;
 use lifeboat_model::VmId;
 use lifeboat_service::api::{JobFilter, JobId, JobWhich};
 use serde::Deserialize;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use utoipa::IntoParams;
 
 use super::{Changed, Refused};
@@ -20,6 +20,9 @@ const MAX_WAIT: u64 = 60;
 
 /// How often a job that is waited for is looked at, besides when an event tells of a change.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often it is looked at however many events there are.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(50);
 
 /// Which jobs are listed.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -145,10 +148,14 @@ pub(super) async fn wait(
         if ended || Instant::now() >= deadline || *closing.borrow_and_update() {
             return Ok(Json(job.into()));
         }
-        let look = deadline.min(Instant::now() + LOOK_EVERY);
-        // Whichever comes first, the job is looked at again.
+        let looked = Instant::now();
+        let next_look = async {
+            sleep_until(deadline.min(looked + LOOK_AT_MOST_EVERY)).await;
+            // Whether an event came or the time is over, the job is looked at again.
+            let _ = timeout_at(deadline.min(looked + LOOK_EVERY), feed.changed()).await;
+        };
         tokio::select! {
-            _ = timeout_at(look, feed.changed()) => {}
+            () = next_look => {}
             _ = closing.changed() => {}
         }
     }

@@ -100,6 +100,9 @@ async fn bodies_that_cannot_be_are_problems() {
         ("/v1/vms/web1/failover/start", "{"),
         ("/v1/vms/web1/failover/start", "null"),
         ("/v1/vms/web1/failover/start", "7"),
+        ("/v1/vms/web1/failover/start", "[]"),
+        ("/v1/vms/web1/failover/start", " [12, true]"),
+        ("/v1/vms/web1/failover/commit", "[]"),
         ("/v1/vms/web1/failover/start", "{}{}"),
         ("/v1/vms/web1/failover/start", "\u{0}"),
         ("/v1/vms/web1/failover/start", deep.as_str()),
@@ -190,6 +193,28 @@ async fn a_body_that_is_not_said_to_be_json_is_refused() {
     let charset = Some("Application/JSON; charset=utf-8");
     let request = post("/v1/vms/web1/failover/start", charset, "{}");
     assert_eq!(scene.answer(request).await.status, 204);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_changes_nothing() {
+    let scene = Scene::new();
+    let request = |method: &str, origin: &str| {
+        let request = Request::builder()
+            .method(method)
+            .uri("/v1/vms/web1/failover/commit");
+        let request = request.header("host", "a:8443").header("origin", origin);
+        request.body(Full::new(Bytes::new())).unwrap()
+    };
+    scene
+        .answer(request("POST", "https://evil.example"))
+        .await
+        .problem(403);
+    assert_eq!(scene.fake.calls(), [""; 0]);
+    assert_eq!(
+        scene.answer(request("POST", "https://a:8443")).await.status,
+        204
+    );
     scene.stop().await;
 }
 

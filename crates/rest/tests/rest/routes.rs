@@ -10,7 +10,6 @@ use crate::support::Scene;
 fn operations() -> Vec<(&'static str, &'static str, Option<Value>, &'static str)> {
     let settings = json!({"recovery_history": 3, "bandwidth_limit": {"bytes_per_second": 5000}});
     let settings_text = r#"{"recovery_history":3,"bandwidth_limit":{"bytes_per_second":5000}}"#;
-    assert_eq!(settings["recovery_history"], 3);
     let enable = json!({"recovery_connection_point": "b:8444", "recovery_host_name": "b.example", "settings": settings});
     let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
     vec![
@@ -33,7 +32,7 @@ fn operations() -> Vec<(&'static str, &'static str, Option<Value>, &'static str)
         (
             "PATCH",
             "replication",
-            Some(settings.clone()),
+            Some(settings),
             leak(format!("ModifySettings {settings_text}")),
         ),
         (
@@ -299,6 +298,23 @@ async fn questions_reach_the_service_with_their_limits() {
         answer.json();
         assert_eq!(scene.fake.calls(), [call], "{path}");
     }
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_number_the_newest_events_are_given() {
+    let scene = Scene::new();
+    for _ in 0..10 {
+        scene.fake.happens("state_changed");
+    }
+    let ids = async |path: &str| -> Vec<u64> {
+        let events = scene.get(path).await.json();
+        let events = events.as_array().unwrap().iter();
+        events.map(|event| event["id"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(ids("/v1/events?limit=3").await, [8, 9, 10]);
+    assert_eq!(ids("/v1/events?since=0&limit=3").await, [1, 2, 3]);
+    assert_eq!(ids("/v1/events").await.len(), 10);
     scene.stop().await;
 }
 

@@ -140,11 +140,10 @@ impl Answer {
         );
         let problem = self.json();
         assert_eq!(problem["status"], status, "{problem}");
-        let names: Vec<_> = problem.as_object().unwrap().keys().cloned().collect();
-        let mut sorted = names.clone();
-        sorted.sort();
+        let mut names: Vec<&String> = problem.as_object().unwrap().keys().collect();
+        names.sort();
         assert_eq!(
-            sorted,
+            names,
             [
                 "remedy",
                 "return_code",

@@ -131,7 +131,7 @@ impl Remote {
 
     /// Waits for the end of a job, with a progress indicator, and prints the job.
     fn see_through(&self, mut job: Answer<Job>, done: &str) -> Result<(), Failure> {
-        let progress = Progress::percent(job.value.name.clone());
+        let progress = Progress::percent(&job.value.name);
         while !job.value.ended {
             progress.set(job.value.percent_complete.into());
             progress.say(&job.value.job_status);
@@ -188,13 +188,18 @@ fn or_dash(text: Option<&String>) -> String {
 
 /// A duration in the largest units that say enough.
 fn duration(seconds: u64) -> String {
-    let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
-    let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{rest} s"),
-        (0, 0, _) => format!("{minutes} min {rest} s"),
-        (0, _, _) => format!("{hours} h {minutes} min"),
-        (_, _, _) => format!("{days} d {hours} h"),
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let largest = UNITS
+        .iter()
+        .position(|(unit, _)| seconds >= *unit)
+        .unwrap_or(3);
+    let (unit, name) = UNITS[largest];
+    let (whole, rest) = (seconds / unit, seconds % unit);
+    match UNITS.get(largest + 1) {
+        Some((smaller, smaller_name)) if rest >= *smaller => {
+            format!("{whole} {name} {} {smaller_name}", rest / smaller)
+        }
+        Some(_) | None => format!("{whole} {name}"),
     }
 }
 
@@ -237,11 +242,12 @@ mod tests {
         for (seconds, text) in [
             (0, "0 s"),
             (59, "59 s"),
-            (60, "1 min 0 s"),
+            (60, "1 min"),
             (3599, "59 min 59 s"),
-            (3600, "1 h 0 min"),
+            (3600, "1 h"),
+            (3659, "1 h"),
             (86_399, "23 h 59 min"),
-            (86_400, "1 d 0 h"),
+            (86_400, "1 d"),
             (1_000_000, "11 d 13 h"),
         ] {
             assert_eq!(duration(seconds), text);

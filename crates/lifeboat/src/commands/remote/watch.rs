@@ -24,7 +24,7 @@ pub struct StatsArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct EventsArgs {
-    /// Show events after the one with this number
+    /// Show events after the one with this number; the newest unless given
     #[arg(long, value_name = "ID")]
     since: Option<u64>,
 
@@ -99,7 +99,10 @@ pub fn events(args: &EventsArgs, remote: &Remote) -> Result<(), Failure> {
     if args.follow {
         return follow(args.since, remote);
     }
-    let events = remote.client.events(args.since.unwrap_or(0), args.limit)?;
+    let events = match args.since {
+        Some(since) => remote.client.events(since, args.limit)?,
+        None => remote.client.newest_events(args.limit)?,
+    };
     remote.show(&events, |events| {
         if events.is_empty() {
             return "nothing happened\n".to_owned();
