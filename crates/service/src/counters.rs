@@ -67,8 +67,8 @@ impl Service {
         self.count(vm, ReplicationStatistics::network_failed);
     }
 
-    pub(crate) fn count_missed(&self, vm: &Vm) {
-        self.count(vm, |statistics| statistics.missed(1));
+    pub(crate) fn count_missed(&self, vm: &Vm, cycles: u32) {
+        self.count(vm, |statistics| statistics.missed(cycles));
     }
 
     pub(crate) fn count_test(&self, vm: &Vm) {

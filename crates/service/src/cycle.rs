@@ -187,6 +187,7 @@ impl Service {
                 let took = self.inner.clock.monotonic().saturating_sub(began);
                 self.note_success(vm);
                 self.count_success(vm, total, took);
+                self.count_skipped(vm);
                 let now = self.now();
                 let stepped = self.step_with(vm, Event::Received(receipt), |relation| {
                     relation.saved.last.replicated_at = Some(now);

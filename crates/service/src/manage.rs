@@ -317,8 +317,7 @@ impl Service {
             .check_disks(&all)
             .map_err(|error| invalid(with_causes(&error)))?;
         let address = settings.recovery_connection_point().to_string();
-        let introduction =
-            self.introduction_of(&address, enable.recovery_host_name.as_deref())?;
+        let introduction = self.introduction_of(&address, enable.recovery_host_name.as_deref())?;
         let peer = PeerPlace {
             host: introduction.host,
             address,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use lifeboat_model::contract::{PointKind, ReturnCode};
 use lifeboat_model::relationship::{ApplyTrouble, Event, ReplicaPhase, Role};
-use lifeboat_model::retention::{ExistingPoint, PointDecision, PointUsage, RetentionPolicy};
+use lifeboat_model::retention::{
+    ExistingPoint, PointDecision, PointUsage, RetentionFloor, RetentionPolicy,
+};
 use lifeboat_model::{Consistency, DiskId, Sequence, Timestamp};
 use lifeboat_store::{BoundaryPin, FailoverDisk, Heads, Store, StoreError};
 
@@ -199,7 +201,11 @@ impl Service {
         kind: PointKind,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let policy = self.retention(relation);
+        // Without an entry the floor is not known, and nothing goes.
+        let Some(floor) = self.floor_of(relation) else {
+            return Ok(());
+        };
+        let policy = retention(relation, floor);
         let existing = existing_points(replica);
         match policy.decide(&existing, kind, now) {
             PointDecision::Open => {
@@ -220,21 +226,10 @@ impl Service {
         Ok(())
     }
 
-    pub(crate) fn retention(&self, relation: &Relation) -> RetentionPolicy {
-        RetentionPolicy {
-            history: relation.settings.recovery_history(),
-            spacing: relation.settings.point_spacing(),
-            floor: self.floor_of(relation),
-            promises: relation.saved.promises.clone(),
-        }
-    }
-
     /// The floor of the entry under which the peer is let in.
-    fn floor_of(&self, relation: &Relation) -> lifeboat_model::retention::RetentionFloor {
+    fn floor_of(&self, relation: &Relation) -> Option<RetentionFloor> {
         self.entry_for(&relation.peer.host)
-            .map_or(lifeboat_model::retention::RetentionFloor::NONE, |entry| {
-                entry.retention_floor
-            })
+            .map(|entry| entry.retention_floor)
     }
 
     /// A store that failed half way is opened again, which brings it into order.
@@ -274,6 +269,15 @@ impl Service {
     /// Has the worker apply what waits.
     pub(crate) fn apply_soon(&self, vm: &VmArc) {
         self.work_on(vm, [Task::Apply]);
+    }
+}
+
+fn retention(relation: &Relation, floor: RetentionFloor) -> RetentionPolicy {
+    RetentionPolicy {
+        history: relation.settings.recovery_history(),
+        spacing: relation.settings.point_spacing(),
+        floor,
+        promises: relation.saved.promises.clone(),
     }
 }
 

@@ -103,9 +103,9 @@ impl Service {
         let boundary = pin.boundary();
         let disks = Self::test_disks(replica, &pin, folder)?;
         let definition = {
-            let core = vm.core();
-            let name = format!("{} - Test", core.definition.name());
-            crate::manage::renamed(&core.definition, id, &self.free_name(&name))
+            let definition = vm.core().definition.clone();
+            let name = self.free_name(&format!("{} - Test", definition.name()));
+            crate::manage::renamed(&definition, id, &name)
         };
         let root = vm
             .core()

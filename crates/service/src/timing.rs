@@ -92,6 +92,23 @@ impl Service {
         }
     }
 
+    /// Counts the cycles that were due while one ran.
+    pub(crate) fn count_skipped(&self, vm: &Vm) {
+        let skipped = {
+            let core = vm.core();
+            match (core.relation(), core.facts.cycle_began) {
+                (Some(relation), Some(began)) => {
+                    let now = self.inner.clock.monotonic();
+                    schedule_of(relation).after_cycle(began, now).missed
+                }
+                (None, _) | (_, None) => 0,
+            }
+        };
+        if skipped > 0 {
+            self.count_missed(vm, skipped);
+        }
+    }
+
     fn next_cycle(&self, relation: &Relation, facts: &Facts, now: Duration) -> Duration {
         if facts.wanted {
             return now;
@@ -145,7 +162,6 @@ impl Service {
             Role::Primary(_) | Role::Replica(_) => {
                 if !vm.is_idle() {
                     // What is under way goes on; what it leaves is looked at when it ends.
-                    self.count_missed(vm);
                     let again = self.inner.clock.monotonic() + Duration::from_secs(1);
                     self.inner.scheduler.set(vm.id, Some(again));
                     return;

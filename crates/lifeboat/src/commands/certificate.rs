@@ -389,7 +389,7 @@ fn operator(
     )?;
     crate::commands::init::write_secret(&into.join("key.pem"), credentials.key.as_bytes())?;
     let authority = pki.authority_certificate().map_err(pki_failure)?;
-    write_new(&into.join("authority.pem"), authority.as_bytes())?;
+    write_new(&into.join("trust.pem"), authority.as_bytes())?;
     output.print(&Shown::of(&credentials.info), describe_one)
 }
 
