@@ -17,7 +17,7 @@ use lifeboat_peer::{
     PlannedFailover, PlannedPhase, Refusal, RefusalCode, Removal, ReplicaReport, ReplicaRole,
     SessionRequest, TakeOver, TakeOverState, Tip,
 };
-use lifeboat_store::{CopyStatus, DigestUnit, NewCopy, StoreError, decode_chunk};
+use lifeboat_store::{CopyStatus, DigestUnit, NewCopy, Received, StoreError, decode_chunk};
 
 use crate::api::Severity;
 use crate::replica::ReplicaStore;
@@ -431,11 +431,7 @@ impl Host for Service {
                 "more changes wait to be applied than the settings allow; they are taken again when some are applied",
             ));
         }
-        let received = self.with_store(&vm, |service, replica| {
-            let received = replica.store.receive(body)?;
-            service.note_store(&vm, replica);
-            Ok(received)
-        })?;
+        let received = self.receive_delta(&vm, body)?;
         let now = self.now();
         let bytes = received.bytes;
         let receipt = received.receipt;
@@ -555,6 +551,22 @@ impl Service {
                 Err(refusal(code_of(&error), &with_causes(&error)))
             }
         }
+    }
+
+    /// Receives a delta at the sender's pace; nobody waits for the store meanwhile.
+    fn receive_delta(&self, vm: &VmArc, body: &mut dyn Read) -> Result<Received, Refusal> {
+        let refused = |error: StoreError| refusal(code_of(&error), &with_causes(&error));
+        let intake = self.with_store(vm, |_, replica| Ok(replica.store.intake()?))?;
+        let mut receiving = intake.open(body).map_err(refused)?;
+        self.with_store(vm, |_, replica| {
+            Ok(replica.store.refuse_unwanted(&mut receiving)?)
+        })?;
+        let part = receiving.take_in().map_err(refused)?;
+        self.with_store(vm, |service, replica| {
+            let received = replica.store.admit(part)?;
+            service.note_store(vm, replica);
+            Ok(received)
+        })
     }
 
     /// Saves labels without an event.

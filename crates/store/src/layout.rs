@@ -140,8 +140,10 @@ impl Layout {
         self.spool().join(delta_name(lineage, sequence))
     }
 
-    pub(crate) fn part(&self, lineage: &LineageId, sequence: Sequence) -> PathBuf {
-        self.spool().join(format!("{lineage}-{sequence}.part"))
+    /// Where a delta is received; `number` tells apart those that are received at once.
+    pub(crate) fn part(&self, lineage: &LineageId, sequence: Sequence, number: u64) -> PathBuf {
+        self.spool()
+            .join(format!("{lineage}-{sequence}.{number}.part"))
     }
 
     pub(crate) fn failover(&self) -> PathBuf {

@@ -67,7 +67,7 @@ pub use live::LiveCommit;
 pub use mixed::CopyKind;
 pub use pin::{BoundaryPin, ScratchDisk};
 pub use reader::{PointReader, RangeKind};
-pub use receive::Received;
+pub use receive::{Intake, Part, Received, Receiving};
 pub use reversal::{Adopted, Adoption, Reversal};
 pub use status::{AppliedDelta, DiskStatus, Pending, Point, PointDisk, Role, SetApart, Status};
 pub use store::{NewStore, Store};

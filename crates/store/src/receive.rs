@@ -7,18 +7,20 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use lifeboat_model::{DeltaId, DiskId, Receipt, Sequence};
+use lifeboat_model::{DeltaId, DiskId, LineageId, Receipt, Sequence};
 use lifeboat_qcow2::SEGMENT_CLUSTER;
 use lifeboat_stream::{
-    CopyError, DecodeError, Decoder, Ending, Header, Kind, Limits, Manifest, Summary, copy_rest,
+    CopyError, DecodeError, Decoder, Ending, Header, Kind, Limits, Manifest, copy_rest,
 };
-use lifeboat_sys::disk::DiskFile;
+use lifeboat_sys::disk::{DiskFile, DiskPort};
 
 use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
+use crate::layout::Layout;
 use crate::record::SegmentDisk;
 use crate::spool::{self, Reserve, SpooledDelta};
 use crate::store::Store;
@@ -39,6 +41,114 @@ pub struct Received {
     pub bytes: u64,
 }
 
+/// What has to be known of a store to receive a delta without having it.
+#[derive(Debug)]
+pub struct Intake {
+    disk: Arc<dyn DiskPort>,
+    layout: Layout,
+    lineage: LineageId,
+    limits: Limits,
+    number: u64,
+}
+
+/// A stream whose beginning was read.
+#[derive(Debug)]
+pub struct Receiving<R: Read> {
+    intake: Intake,
+    decoder: Decoder<BufReader<R>>,
+    /// It is here already: read again, and not stored.
+    is_known: bool,
+}
+
+/// A delta that is whole, verified and durable under a temporary name, which goes when this is
+/// dropped.
+#[derive(Debug)]
+pub struct Part {
+    disk: Arc<dyn DiskPort>,
+    header: Header,
+    manifest: Manifest,
+    id: DeltaId,
+    bytes: u64,
+    /// Absent for a delta that is here already.
+    stored: Option<(PathBuf, SpooledDelta)>,
+}
+
+impl Intake {
+    /// Reads the beginning of a stream. The sender may take its time: nobody waits for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Delta`] when it is no delta.
+    pub fn open<R: Read>(self, reader: R) -> Result<Receiving<R>, StoreError> {
+        let reader = BufReader::with_capacity(READ_BYTES, reader);
+        let decoder = Decoder::new(reader, &self.limits)
+            .map_err(|source| decode_error(source, self.layout.root()))?;
+        Ok(Receiving {
+            intake: self,
+            decoder,
+            is_known: false,
+        })
+    }
+}
+
+impl<R: Read> Receiving<R> {
+    /// Reads the stream to its end, and verifies it as it comes.
+    ///
+    /// # Errors
+    /// [`StoreError::Delta`] when the stream is not intact, [`StoreError::DiskFull`] when it does
+    /// not fit. Nothing of it stays behind.
+    pub fn take_in(self) -> Result<Part, StoreError> {
+        let Intake {
+            disk,
+            layout,
+            lineage,
+            number,
+            ..
+        } = self.intake;
+        let header = *self.decoder.header();
+        let manifest = self.decoder.manifest().clone();
+        if self.is_known {
+            let root = layout.root();
+            let summary =
+                copy_rest(self.decoder, io::sink()).map_err(|error| copy_error(error, root))?;
+            return Ok(Part {
+                disk,
+                header,
+                manifest,
+                id: summary.footer.id,
+                bytes: summary.bytes,
+                stored: None,
+            });
+        }
+        let path = layout.part(&lineage, header.sequence, number);
+        let stored = store_part(disk.as_ref(), self.decoder, &path);
+        let (delta, bytes) = match stored {
+            Ok(stored) => stored,
+            Err(error) => {
+                // What stays goes when the store is opened; the first error says more.
+                let _ = files::remove(disk.as_ref(), &path);
+                return Err(error);
+            }
+        };
+        Ok(Part {
+            disk,
+            header,
+            manifest,
+            id: delta.moment.id,
+            bytes,
+            stored: Some((path, delta)),
+        })
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some((path, _)) = &self.stored {
+            // Once it was admitted it has another name. What stays goes when the store is opened.
+            let _ = files::remove(self.disk.as_ref(), path);
+        }
+    }
+}
+
 impl Store {
     /// Takes in one delta stream to its end and answers when it is durable and can be applied.
     ///
@@ -50,6 +160,18 @@ impl Store {
     /// the stream is not intact; [`StoreError::DiskFull`] when it or its application would
     /// not fit. The store can be used on after each of these.
     pub fn receive(&mut self, reader: impl Read) -> Result<Received, StoreError> {
+        let mut receiving = self.intake()?.open(reader)?;
+        self.refuse_unwanted(&mut receiving)?;
+        let part = receiving.take_in()?;
+        self.admit(part)
+    }
+
+    /// What is needed to receive a delta while others use the store: open the stream, ask
+    /// whether it is [unwanted](Self::refuse_unwanted), take it in, and [admit](Self::admit) it.
+    ///
+    /// # Errors
+    /// Refused unless the store is a replica.
+    pub fn intake(&self) -> Result<Intake, StoreError> {
         self.refuse_unless_replica()?;
         if self.broken {
             return Err(Refused::Reopen.into());
@@ -62,53 +184,84 @@ impl Store {
             stream_bytes: available.max(2 * disks + FRAMES_BYTES),
             ending: Ending::EndOfInput,
         };
-        let decoder = Decoder::new(BufReader::with_capacity(READ_BYTES, reader), &limits)
-            .map_err(|source| decode_error(source, root))?;
-        let header = *decoder.header();
-        self.refuse_foreign(&header, decoder.manifest())?;
-        if let Some(known) = self.known_id(header.sequence) {
-            let summary =
-                copy_rest(decoder, io::sink()).map_err(|error| copy_error(error, root))?;
-            return self.repeated(&summary, known);
-        }
-        self.refuse_unless_it_continues(&header)?;
+        Ok(Intake {
+            disk: Arc::clone(&self.disk),
+            layout: self.layout.clone(),
+            lineage: self.state.lineage.id,
+            limits,
+            number: self.intakes.fetch_add(1, Ordering::Relaxed),
+        })
+    }
 
-        let sequence = header.sequence;
-        let part = self.layout.part(&self.state.lineage.id, sequence);
-        let outcome = self.store_part(decoder, &part).and_then(|(delta, bytes)| {
-            self.reserve_for(&delta)?;
-            let path = self.layout.delta(&self.state.lineage.id, sequence);
-            self.disk.rename(&part, &path).context("rename", &part)?;
-            // From here on the delta may survive a crash, so a failure must not forget it.
-            match files::sync_parent(self.disk.as_ref(), &path) {
-                Ok(()) => Ok((delta, bytes)),
-                Err(error) => {
-                    self.broken = true;
-                    Err(error)
-                }
+    /// Refuses a stream that would be refused at its end, before more of it is read.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn refuse_unwanted<R: Read>(
+        &self,
+        receiving: &mut Receiving<R>,
+    ) -> Result<(), StoreError> {
+        let decoder = &receiving.decoder;
+        self.refuse_unless_welcome(decoder.header(), decoder.manifest())?;
+        receiving.is_known = self.known_id(decoder.header().sequence).is_some();
+        Ok(())
+    }
+
+    fn refuse_unless_welcome(&self, header: &Header, manifest: &Manifest) -> Result<(), Refused> {
+        self.refuse_unless_replica()?;
+        self.refuse_foreign(header, manifest)?;
+        match self.known_id(header.sequence) {
+            Some(_) => Ok(()),
+            None => self.refuse_unless_it_continues(header),
+        }
+    }
+
+    /// Makes a delta that was taken in one of this store's: its space is reserved, it gets its
+    /// name, durably, and a receipt. One that is here already gets the receipt again.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn admit(&mut self, part: Part) -> Result<Received, StoreError> {
+        if self.broken {
+            return Err(Refused::Reopen.into());
+        }
+        self.refuse_unless_welcome(&part.header, &part.manifest)?;
+        let sequence = part.header.sequence;
+        if let Some(known) = self.known_id(sequence) {
+            return self.repeated(&part, known);
+        }
+        let Some((from, delta)) = &part.stored else {
+            // It was here when it began to be received, and is not any more.
+            return Err(Refused::TooOld {
+                sequence,
+                tip: self.tip(),
             }
-        });
-        let (delta, bytes) = match outcome {
-            Ok(received) => received,
-            Err(error) => {
-                let cleaned = files::remove(self.disk.as_ref(), &part)
-                    .and_then(|()| self.reserve_what_fits());
-                self.broken |= cleaned.is_err();
-                return Err(error);
-            }
+            .into());
         };
+        let outcome = self.reserve_for(delta).and_then(|()| {
+            let path = self.layout.delta(&self.state.lineage.id, sequence);
+            self.disk.rename(from, &path).context("rename", from)?;
+            // From here on the delta may survive a crash, so a failure must not forget it.
+            let synced = files::sync_parent(self.disk.as_ref(), &path);
+            self.broken |= synced.is_err();
+            synced
+        });
+        if let Err(error) = outcome {
+            self.broken |= self.reserve_what_fits().is_err();
+            return Err(error);
+        }
         let receipt = Receipt {
             lineage: self.state.lineage.id,
             sequence,
-            id: delta.moment.id,
+            id: part.id,
         };
         self.broken_spool
             .retain(|broken| broken.sequence != sequence);
-        self.spool.push(delta);
+        self.spool.push(delta.clone());
         Ok(Received {
             receipt,
             repeated: false,
-            bytes,
+            bytes: part.bytes,
         })
     }
 
@@ -213,8 +366,8 @@ impl Store {
             .map(|(_, id)| id)
     }
 
-    fn repeated(&self, summary: &Summary, known: DeltaId) -> Result<Received, StoreError> {
-        let (sequence, id) = (summary.header.sequence, summary.footer.id);
+    fn repeated(&self, part: &Part, known: DeltaId) -> Result<Received, StoreError> {
+        let (sequence, id) = (part.header.sequence, part.id);
         if id != known {
             return Err(Refused::OtherContent {
                 sequence,
@@ -231,27 +384,8 @@ impl Store {
         Ok(Received {
             receipt,
             repeated: true,
-            bytes: summary.bytes,
+            bytes: part.bytes,
         })
-    }
-
-    /// Writes the stream to its temporary name, verified and synced.
-    fn store_part<R: Read>(
-        &self,
-        decoder: Decoder<R>,
-        part: &Path,
-    ) -> Result<(SpooledDelta, u64), StoreError> {
-        files::remove(self.disk.as_ref(), part)?;
-        let file = self.disk.create(part).context("create", part)?;
-        let writer = PartWriter {
-            file: Arc::clone(&file),
-            position: 0,
-            written_back: 0,
-        };
-        let summary = copy_rest(decoder, writer).map_err(|error| copy_error(error, part))?;
-        file.sync().context("sync", part)?;
-        let (_, delta) = spool::survey(&file).map_err(|error| error.at(part))?;
-        Ok((delta, summary.bytes))
     }
 
     /// Reserves what applying one more delta can need.
@@ -318,6 +452,25 @@ impl Store {
         let path = self.layout.reserve();
         self.reserve.hold(0).context("release", &path)
     }
+}
+
+/// Writes the stream to its temporary name, verified and synced.
+fn store_part<R: Read>(
+    disk: &dyn DiskPort,
+    decoder: Decoder<R>,
+    part: &Path,
+) -> Result<(SpooledDelta, u64), StoreError> {
+    files::remove(disk, part)?;
+    let file = disk.create(part).context("create", part)?;
+    let writer = PartWriter {
+        file: Arc::clone(&file),
+        position: 0,
+        written_back: 0,
+    };
+    let summary = copy_rest(decoder, writer).map_err(|error| copy_error(error, part))?;
+    file.sync().context("sync", part)?;
+    let (_, delta) = spool::survey(&file).map_err(|error| error.at(part))?;
+    Ok((delta, summary.bytes))
 }
 
 /// A stream that is longer than the room for it is a matter of the disk.

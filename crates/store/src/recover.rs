@@ -6,6 +6,7 @@
 //! stands until the next apply, because points can be read meanwhile.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use lifeboat_sys::disk::{Access, DiskFile, DiskPort};
@@ -66,6 +67,7 @@ impl Store {
             reserve,
             pins: Arc::new(Mutex::new(Pins::default())),
             broken: false,
+            intakes: AtomicU64::new(0),
             lock,
         };
         store.recover()?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use lifeboat_model::{
@@ -47,6 +48,8 @@ pub struct Store {
     pub(crate) pins: Arc<Mutex<Pins>>,
     /// An operation failed half way; only opening the store again brings it into order.
     pub(crate) broken: bool,
+    /// How many deltas were begun to be received; names their parts.
+    pub(crate) intakes: AtomicU64,
     /// Held until the store is dropped.
     pub(crate) lock: Arc<dyn DiskFile>,
 }

@@ -224,7 +224,7 @@ fn a_symlink_in_place_of_a_file_is_never_followed() {
         std::fs::rename(&kept, &path).unwrap();
     }
     // Names that are about to be made anew: the symlink goes, its target stays.
-    let part = format!("spool/{}-9.part", closed.shadow.lineage);
+    let part = format!("spool/{}-9.0.part", closed.shadow.lineage);
     for name in [
         part.as_str(),
         "journal.new",
@@ -254,7 +254,7 @@ fn a_part_planted_while_the_store_is_open_is_not_written_through() {
     let (sequence, _) = closed.shadow.newest().unwrap();
     symlink(
         &secret,
-        closed.path(&format!("spool/{}-{sequence}.part", closed.shadow.lineage)),
+        closed.path(&format!("spool/{}-{sequence}.0.part", closed.shadow.lineage)),
     )
     .unwrap();
     store.receive(&stream[..]).unwrap();
