@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{AutoResynchronize, ReplicationInterval, ReplicationSettings};
+use crate::settings::{ReplicationInterval, ReplicationSettings};
 use crate::{RelationshipId, Timestamp, UtcOffset};
 
 /// How far ahead replication and resynchronization can be scheduled.
@@ -18,6 +18,9 @@ pub const MAX_START_AHEAD: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The waits after the first failures in a row, in minutes; later ones are
 /// [`LONG_RETRY_MINUTES`].
 pub const RETRY_MINUTES: [u64; 5] = [1, 2, 4, 8, 10];
+
+/// After how many failures in a row the waits are long.
+pub const SHORT_RETRIES: usize = RETRY_MINUTES.len();
 
 /// The wait after each further failure, in minutes.
 pub const LONG_RETRY_MINUTES: u64 = 30;
@@ -206,17 +209,15 @@ pub fn automatic_resynchronization(
     now: Timestamp,
     local: UtcOffset,
 ) -> Option<StartAt> {
-    match settings.auto_resynchronize() {
-        AutoResynchronize::Disabled => None,
-        AutoResynchronize::Enabled => {
-            let opens = settings.auto_resynchronize_window().next_open(now, local);
-            Some(if opens == now {
-                StartAt::Now
-            } else {
-                StartAt::At(opens)
-            })
-        }
+    if !settings.auto_resynchronize_enabled() {
+        return None;
     }
+    let opens = settings.auto_resynchronize_window().next_open(now, local);
+    Some(if opens == now {
+        StartAt::Now
+    } else {
+        StartAt::At(opens)
+    })
 }
 
 #[cfg(test)]

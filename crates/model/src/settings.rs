@@ -88,30 +88,15 @@ pub struct ReplicationSettings {
     recovery_history: RecoveryHistory,
     /// Hours; 0 for never.
     application_consistent_snapshot_interval: u8,
-    compression: Compression,
+    compression_enabled: bool,
     included_disks: IncludedDisks,
-    auto_resynchronize: AutoResynchronize,
+    auto_resynchronize_enabled: bool,
     auto_resynchronize_window: DayWindow,
     bandwidth_limit: BandwidthLimit,
     /// Seconds.
     apply_backlog_limit: u32,
     /// Seconds.
     point_spacing: u32,
-}
-
-/// Whether what travels is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    Enabled,
-    Disabled,
-}
-
-/// Whether a resynchronization that is needed begins without an operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AutoResynchronize {
-    /// While the window is open.
-    Enabled,
-    Disabled,
 }
 
 impl ReplicationSettings {
@@ -209,9 +194,10 @@ impl ReplicationSettings {
         self.application_consistent_snapshot_interval
     }
 
+    /// Whether what travels is compressed.
     #[must_use]
-    pub const fn compression(&self) -> Compression {
-        self.compression
+    pub const fn compression_enabled(&self) -> bool {
+        self.compression_enabled
     }
 
     #[must_use]
@@ -219,9 +205,10 @@ impl ReplicationSettings {
         &self.included_disks
     }
 
+    /// Whether a resynchronization that is needed begins without an operator, in the window.
     #[must_use]
-    pub const fn auto_resynchronize(&self) -> AutoResynchronize {
-        self.auto_resynchronize
+    pub const fn auto_resynchronize_enabled(&self) -> bool {
+        self.auto_resynchronize_enabled
     }
 
     /// When a resynchronization may begin by itself, in local time.
@@ -360,17 +347,9 @@ impl UncheckedSettings {
             replication_interval: ReplicationInterval::from_seconds(interval?)?,
             recovery_history: RecoveryHistory::new(history?)?,
             application_consistent_snapshot_interval: application_consistent?,
-            compression: if self.compression_enabled {
-                Compression::Enabled
-            } else {
-                Compression::Disabled
-            },
+            compression_enabled: self.compression_enabled,
             included_disks: disks?,
-            auto_resynchronize: if self.auto_resynchronize_enabled {
-                AutoResynchronize::Enabled
-            } else {
-                AutoResynchronize::Disabled
-            },
+            auto_resynchronize_enabled: self.auto_resynchronize_enabled,
             auto_resynchronize_window: window?,
             bandwidth_limit: bandwidth?,
             apply_backlog_limit: backlog?,
@@ -451,12 +430,12 @@ impl From<ReplicationSettings> for UncheckedSettings {
             application_consistent_snapshot_interval: settings
                 .application_consistent_snapshot_interval
                 .into(),
-            compression_enabled: settings.compression == Compression::Enabled,
+            compression_enabled: settings.compression_enabled,
             included_disks: match settings.included_disks {
                 IncludedDisks::All => Vec::new(),
                 IncludedDisks::Only(disks) => disks.into_iter().map(String::from).collect(),
             },
-            auto_resynchronize_enabled: settings.auto_resynchronize == AutoResynchronize::Enabled,
+            auto_resynchronize_enabled: settings.auto_resynchronize_enabled,
             auto_resynchronize_interval_start: settings
                 .auto_resynchronize_window
                 .start()
@@ -473,6 +452,7 @@ impl From<ReplicationSettings> for UncheckedSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SettingsChange {
+    /// A host, or `host:port` if the port is not given on its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery_connection_point: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -506,13 +486,18 @@ impl SettingsChange {
     /// `old` with what is present here.
     #[must_use]
     pub fn onto(self, old: UncheckedSettings) -> UncheckedSettings {
+        let given = self.recovery_connection_point;
+        let (host, port) = match (given, self.recovery_server_port_number) {
+            (Some(text), None) => match split_port(&text) {
+                Some((host, port)) => (Some(host), Some(port)),
+                None => (Some(text), None),
+            },
+            // With a port of its own, one in the text is refused as no part of a host's name.
+            (host, port) => (host, port),
+        };
         UncheckedSettings {
-            recovery_connection_point: self
-                .recovery_connection_point
-                .unwrap_or(old.recovery_connection_point),
-            recovery_server_port_number: self
-                .recovery_server_port_number
-                .unwrap_or(old.recovery_server_port_number),
+            recovery_connection_point: host.unwrap_or(old.recovery_connection_point),
+            recovery_server_port_number: port.unwrap_or(old.recovery_server_port_number),
             replication_interval: self
                 .replication_interval
                 .unwrap_or(old.replication_interval),
@@ -536,6 +521,23 @@ impl SettingsChange {
             point_spacing: self.point_spacing.unwrap_or(old.point_spacing),
         }
     }
+}
+
+/// The parts of `host:port` or `[address]:port`; nothing for a host or an address alone.
+fn split_port(text: &str) -> Option<(String, u64)> {
+    if text.parse::<std::net::IpAddr>().is_ok() {
+        return None;
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let host = match host.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']')?,
+        None => host,
+    };
+    let digits = !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit());
+    digits
+        .then(|| port.parse().ok())
+        .flatten()
+        .map(|port| (host.to_owned(), port))
 }
 
 #[cfg(test)]

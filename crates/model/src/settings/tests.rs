@@ -31,9 +31,9 @@ fn a_new_relationship_has_the_defaults_of_the_contract() {
     assert_eq!(settings.replication_interval().seconds(), 300);
     assert_eq!(settings.recovery_history(), RecoveryHistory::NONE);
     assert_eq!(settings.application_consistent_snapshot_interval(), 0);
-    assert_eq!(settings.compression(), Compression::Enabled);
+    assert!(settings.compression_enabled());
     assert_eq!(settings.included_disks(), &IncludedDisks::All);
-    assert_eq!(settings.auto_resynchronize(), AutoResynchronize::Disabled);
+    assert!(!settings.auto_resynchronize_enabled());
     assert_eq!(
         settings.auto_resynchronize_window().to_string(),
         "18:30 to 06:00"
@@ -57,11 +57,49 @@ fn where_the_replica_answers_must_be_said() {
 }
 
 #[test]
+fn the_port_may_stand_behind_the_host() {
+    let at = |json: &str| {
+        ReplicationSettings::new(change(json))
+            .map(|settings| settings.recovery_connection_point().to_string())
+    };
+    let one = |text: &str| at(&format!(r#"{{"recovery_connection_point": "{text}"}}"#));
+    assert_eq!(
+        one("replica.example:8443").as_deref(),
+        Ok("replica.example:8443")
+    );
+    assert_eq!(one("[2001:db8::1]:443").as_deref(), Ok("[2001:db8::1]:443"));
+    for text in [
+        "replica",
+        "replica:",
+        "replica:0",
+        "replica:65536",
+        "replica:+1",
+        ":443",
+        "::1",
+        "[::1]",
+        "[::1:443",
+        "replica:99999999999999999999",
+        "a b:443",
+    ] {
+        assert!(one(text).is_err(), "{text}");
+    }
+    let both = r#"{"recovery_connection_point": "replica:1", "recovery_server_port_number": 2}"#;
+    assert!(at(both).is_err(), "two ports");
+    let moved = new("{}")
+        .unwrap()
+        .changed(change(r#"{"recovery_connection_point": "other"}"#));
+    assert_eq!(
+        moved.unwrap().recovery_connection_point().to_string(),
+        "other:8443"
+    );
+}
+
+#[test]
 fn every_value_out_of_its_range_is_refused_by_name() {
     for (field, values) in [
         (
             "recovery_connection_point",
-            &[r#""""#, r#""a b""#, r#""a:1""#][..],
+            &[r#""""#, r#""a b""#, r#""a:1""#, r#""a:b""#][..],
         ),
         ("recovery_server_port_number", &["0", "65536"]),
         (
@@ -159,7 +197,7 @@ fn a_change_keeps_what_it_does_not_mention() {
     let changed = old
         .changed(change(r#"{"compression_enabled": false}"#))
         .unwrap();
-    assert_eq!(changed.compression(), Compression::Disabled);
+    assert!(!changed.compression_enabled());
     assert_eq!(changed.recovery_history().points(), 7);
     assert_eq!(changed.replication_interval().seconds(), 30);
     assert_eq!(changed.included_disks(), old.included_disks());
