@@ -172,16 +172,12 @@ fn for_replica(world: &World, at: usize) -> Option<(usize, Command)> {
             }
         }
         ReplicaPhase::Committed { .. } => {
-            if let Role::Primary(Primary::Critical {
-                cause: CriticalCause::SplitBrain { .. } | CriticalCause::WentOnAlone,
-                ..
-            }) = &there.record.role
-                && !world.sides[at]
-                    .record
-                    .ancestors
+            let ancestors = &world.sides[at].record.ancestors;
+            let is_parted = matches!(there.record.role, Role::Primary(_))
+                && !ancestors
                     .iter()
-                    .any(|one| one.id == there.record.lineage.id)
-            {
+                    .any(|one| one.id == there.record.lineage.id);
+            if is_parted {
                 return Some((at, Command::Survive));
             }
             if there.is_running {

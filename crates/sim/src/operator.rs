@@ -219,10 +219,14 @@ fn event(world: &World, side: usize, command: Command) -> Option<Event> {
         Command::Revert => Event::Revert { vm },
         Command::Commit => Event::Commit,
         Command::Reverse => Event::Reverse,
-        Command::Survive => Event::Survive {
-            over: told(world, other(side)),
-            lineage: fresh,
-        },
+        Command::Survive => {
+            let theirs = world.sides[other(side)].view();
+            Event::Survive {
+                over: theirs.lineage,
+                ancestors: theirs.ancestors,
+                lineage: fresh,
+            }
+        }
         Command::Yield => Event::Yield {
             to: told(world, other(side)),
         },

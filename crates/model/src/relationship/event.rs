@@ -48,10 +48,12 @@ pub enum Event {
     /// `ReverseReplicationRelationship`.
     Reverse,
     /// Where both sides have gone on with the VM: this side's history is the one to keep, and
-    /// `over`, the peer's, is abandoned. A lineage begins that descends from both, so that the peer
+    /// `over`, the peer's, is abandoned with all that led to it. A lineage begins that descends from both, so that the peer
     /// stands down when it hears of it. Said at both sides, it leaves them parted as before.
     Survive {
         over: Lineage,
+        /// What the peer's history descends from.
+        ancestors: Vec<Lineage>,
         /// Random: the lineage that begins with it.
         lineage: LineageId,
     },

@@ -204,13 +204,14 @@ impl Record {
         }
     }
 
-    /// Begins a lineage of this side's own at `left_at`; `over` is abandoned with it.
-    fn fork(&mut self, id: LineageId, left_at: Sequence, over: Option<Lineage>) {
+    /// Begins a lineage of this side's own at `left_at`; those in `over` are abandoned with it.
+    fn fork(&mut self, id: LineageId, left_at: Sequence, over: &[Lineage]) {
         let left = self.lineage;
-        let counter = over.map_or(left.counter, |over| over.counter.max(left.counter));
+        let counters = over.iter().map(|one| one.counter);
+        let counter = counters.fold(left.counter, u32::max);
         self.remember(left);
-        if let Some(over) = over {
-            self.remember(over);
+        for one in over {
+            self.remember(*one);
         }
         self.lineage = Lineage {
             counter: counter.saturating_add(1),

@@ -250,7 +250,11 @@ impl Record {
             Event::Prepare { .. } => Err(self.not_here(Operation::PreparePlannedFailover)),
             Event::CancelPrepared { .. } => Err(self.not_here(Operation::CancelPlannedFailover)),
 
-            Event::Survive { over, lineage } => self.survive_as_replica(replica, over, lineage),
+            Event::Survive {
+                over,
+                ancestors,
+                lineage,
+            } => self.survive_as_replica(replica, over, ancestors, lineage),
             Event::Yield { to } => self.yield_as_replica(replica, to),
             Event::Adopt {
                 lineage,
@@ -495,12 +499,15 @@ impl Record {
         &self,
         replica: &Replica,
         over: Lineage,
+        ancestors: Vec<Lineage>,
         lineage: LineageId,
     ) -> Result<Step, Refused> {
+        let mut given_up = ancestors;
+        given_up.push(over);
         match &replica.phase {
             ReplicaPhase::Committed { .. } if over.id != self.lineage.id => {
                 let mut step = self.to(self.role.clone(), vec![Effect::AnnounceTakeOver]);
-                step.next.fork(lineage, self.drawn, Some(over));
+                step.next.fork(lineage, self.drawn, &given_up);
                 Ok(step)
             }
             ReplicaPhase::Committed { .. }

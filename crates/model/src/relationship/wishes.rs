@@ -40,7 +40,11 @@ impl Record {
             Event::Revert { .. } => Err(self.wrong_side(Operation::RevertFailover)),
             Event::Commit => Err(self.wrong_side(Operation::CommitFailover)),
             Event::Reverse => Err(self.wrong_side(Operation::ReverseReplicationRelationship)),
-            Event::Survive { over, lineage } => self.survive(primary, over, lineage),
+            Event::Survive {
+                over,
+                ancestors,
+                lineage,
+            } => self.survive(primary, over, ancestors, lineage),
             Event::Yield { to } => self.yield_to(primary, to),
             Event::Adopt {
                 lineage,
@@ -299,7 +303,7 @@ impl Record {
             (
                 Primary::Prepared { .. } | Primary::AskingToGoOn { .. },
                 CancelHow::Forced { lineage },
-            ) => Ok(self.go_on_alone(primary, lineage, None)),
+            ) => Ok(self.go_on_alone(primary, lineage, &[])),
             (
                 Primary::Ready { .. }
                 | Primary::Copying(_)
@@ -331,14 +335,20 @@ impl Record {
         &self,
         primary: &Primary,
         over: Lineage,
+        ancestors: Vec<Lineage>,
         lineage: LineageId,
     ) -> Result<Step, Refused> {
+        let mut given_up = ancestors;
+        given_up.push(over);
+        if let Primary::Fenced { by, .. } = primary {
+            given_up.push(*by);
+        }
         match primary {
             Primary::Fenced { .. }
             | Primary::Critical {
                 cause: CriticalCause::SplitBrain { .. } | CriticalCause::WentOnAlone,
                 ..
-            } if over.id != self.lineage.id => Ok(self.go_on_alone(primary, lineage, Some(over))),
+            } if over.id != self.lineage.id => Ok(self.go_on_alone(primary, lineage, &given_up)),
             Primary::Fenced { .. }
             | Primary::Critical { .. }
             | Primary::Ready { .. }
@@ -379,7 +389,7 @@ impl Record {
 
     /// Begins a history of this side's own, which the replica can follow only by comparing disks.
     /// `over` is abandoned with it.
-    fn go_on_alone(&self, primary: &Primary, lineage: LineageId, over: Option<Lineage>) -> Step {
+    fn go_on_alone(&self, primary: &Primary, lineage: LineageId, over: &[Lineage]) -> Step {
         let mut effects = stop_work(primary);
         effects.push(Effect::AnnounceTakeOver);
         effects.push(Effect::Report(Report::Critical(CriticalCause::WentOnAlone)));
