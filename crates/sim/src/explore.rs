@@ -76,7 +76,10 @@ pub fn explore(start: &World, limit: usize, healing: u64) -> Result<Explored, Bo
                 explored.states += 1;
                 if print % healing == 0 {
                     explored.healed += 1;
-                    if let Err(rule) = heal::becomes_well(&next) {
+                    let outcome = heal::becomes_well(&next)
+                        .and_then(|()| heal::survives_alone(&next, 0))
+                        .and_then(|()| heal::survives_alone(&next, 1));
+                    if let Err(rule) = outcome {
                         return Err(broken(start, &parents, number, None, rule));
                     }
                 }

@@ -2,7 +2,7 @@
 
 use lifeboat_model::relationship::{CriticalCause, Primary, ReplicaPhase, Role};
 
-use crate::disk::StoreRole;
+use crate::disk::{Store, StoreRole};
 use crate::moves::{Fate, Move};
 use crate::operator::{self, Command};
 use crate::rules::Rule;
@@ -140,7 +140,16 @@ fn drain(world: &mut World) -> Result<(), Rule> {
 
 /// What a sensible operator does next, from what `lifeboat health` shows on both hosts.
 fn advice(world: &World) -> Option<(usize, Command)> {
-    (0..2)
+    let is_failed_over = |at: &usize| {
+        matches!(
+            world.sides[*at].replica_phase(),
+            Some(ReplicaPhase::FailedOver { .. })
+        )
+    };
+    // What can still be reverted is decided first.
+    let first = (0..2).find(is_failed_over).unwrap_or(0);
+    [first, other(first)]
+        .into_iter()
         .find_map(|at| for_replica(world, at))
         .or_else(|| (0..2).find_map(|at| for_primary(world, at)))
 }
@@ -236,11 +245,16 @@ fn for_primary(world: &World, at: usize) -> Option<(usize, Command)> {
 }
 
 /// The peer is dead for good: from this state, commands of one side's operator alone lead to a
-/// VM that may be started there.
+/// VM that may be started there. A replica that holds no whole moment yet is left out.
 ///
 /// # Errors
 /// When there is no such way.
 pub fn survives_alone(world: &World, at: usize) -> Result<(), Rule> {
+    let holds_nothing = |store: &Store| store.applied.is_none();
+    let is_replica = world.sides[at].replica_phase().is_some();
+    if is_replica && world.sides[at].store.as_ref().is_none_or(holds_nothing) {
+        return Ok(());
+    }
     let mut seen = Vec::new();
     let mut level = vec![world.clone()];
     for _ in 0..8 {
@@ -251,10 +265,11 @@ pub fn survives_alone(world: &World, at: usize) -> Result<(), Rule> {
             if one.sides[at].record.may_start_vm().is_ok() {
                 return Ok(());
             }
-            if seen.contains(&one.sides[at].record) {
+            let place = (one.sides[at].record.clone(), one.sides[at].is_running);
+            if seen.contains(&place) {
                 continue;
             }
-            seen.push(one.sides[at].record.clone());
+            seen.push(place);
             for command in operator::commands(&one, at) {
                 let mut next = one.clone();
                 next.budget.commands = u8::MAX;

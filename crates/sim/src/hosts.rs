@@ -463,9 +463,15 @@ impl World {
                 let Some(store) = &mut side.store else {
                     return Ok(Answer::Refused);
                 };
-                match store.begin_copy(&mut side.disk, copy, first) {
+                let began = store.begin_copy(&mut side.disk, copy, first);
+                let is_whole = store.applied.is_some();
+                match began {
                     Ok(()) => {
                         side.disk = content;
+                        if is_whole {
+                            // What waited was applied first.
+                            self.tell(at, Event::InitialComplete);
+                        }
                         self.tell(at, Event::ResyncBegun);
                         Ok(Answer::Done)
                     }

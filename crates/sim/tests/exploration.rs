@@ -15,7 +15,11 @@ const BUDGET: Budget = Budget {
 };
 
 fn explored(scene: Scene) {
-    let outcome = explore(&scene.world(BUDGET), 200_000, 16);
+    let outcome = explore(
+        &scene.world(BUDGET),
+        std::env::var("LIM").map_or(200_000, |x| x.parse().unwrap()),
+        16,
+    );
     match outcome {
         Ok(explored) => println!("{scene:?}: {explored:?}"),
         Err(broken) => panic!("{scene:?}: {broken}"),

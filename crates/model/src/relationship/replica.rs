@@ -439,7 +439,8 @@ impl Record {
         self.to(role, Vec::new())
     }
 
-    /// The primary has gone on with a history that takes up ours.
+    /// The primary has gone on with a history that takes up ours. As in
+    /// [`prepared_cancelled`](Self::prepared_cancelled), a number is used up.
     fn primary_news(&self, replica: &Replica, news: TakeOverNews) -> Step {
         let TakeOverNews::TakenOver { lineage, ancestors } = news else {
             return self.unchanged();
@@ -457,6 +458,7 @@ impl Record {
                     return self.unchanged();
                 }
                 let mut step = self.set_prepared(replica, None);
+                step.next.drawn = self.draw();
                 step.next.follow(lineage, &ancestors);
                 step
             }

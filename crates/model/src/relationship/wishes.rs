@@ -340,17 +340,17 @@ impl Record {
     ) -> Result<Step, Refused> {
         let mut given_up = ancestors;
         given_up.push(over);
+        let is_own = over.id == self.lineage.id;
         if let Primary::Fenced { by, .. } = primary {
             given_up.push(*by);
         }
         match primary {
-            Primary::Fenced { .. }
-            | Primary::Critical {
+            Primary::Fenced { .. } => Ok(self.go_on_alone(primary, lineage, &given_up)),
+            Primary::Critical {
                 cause: CriticalCause::SplitBrain { .. } | CriticalCause::WentOnAlone,
                 ..
-            } if over.id != self.lineage.id => Ok(self.go_on_alone(primary, lineage, &given_up)),
-            Primary::Fenced { .. }
-            | Primary::Critical { .. }
+            } if !is_own => Ok(self.go_on_alone(primary, lineage, &given_up)),
+            Primary::Critical { .. }
             | Primary::Ready { .. }
             | Primary::Copying(_)
             | Primary::Replicating { .. }
