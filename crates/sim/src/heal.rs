@@ -26,6 +26,7 @@ pub fn becomes_well(world: &World) -> Result<(), Rule> {
         crashes: 0,
         lost: 0,
         repeated: 0,
+        slow: 0,
         writes: 0,
         commands: u8::MAX,
         cycles: u8::MAX,
@@ -118,7 +119,7 @@ fn drain(world: &mut World) -> Result<(), Rule> {
     for _ in 0..EFFECTS {
         let next = world.moves().into_iter().find(|one| match one {
             Move::Run { fate, .. } => *fate == Fate::Done,
-            Move::Apply { .. } => true,
+            Move::Apply { .. } | Move::Answer { .. } => true,
             Move::Crash { .. }
             | Move::PowerLoss { .. }
             | Move::Due { .. }
@@ -289,6 +290,10 @@ pub fn survives_alone(world: &World, at: usize) -> Result<(), Rule> {
 fn alone(world: &mut World, at: usize) -> Result<(), Rule> {
     for _ in 0..EFFECTS {
         world.budget.lost = u8::MAX;
+        if world.sides[at].answer.is_some() {
+            world.make(&Move::Answer { side: at })?;
+            continue;
+        }
         if world.sides[at].queue.is_empty() {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use lifeboat_model::{Lineage, Sequence};
 use crate::disk::{Delta, Maps, StoreRefused, StoreRole};
 use crate::moves::Fate;
 use crate::rules::{self, Rule};
-use crate::world::{Message, Side, World, other};
+use crate::world::{Message, Side, Slow, World, other};
 
 /// What a host says to a request.
 enum Answer {
@@ -62,13 +62,13 @@ impl World {
                 let lineage = self.sides[at].record.lineage.id;
                 let message = Message::Prepared { lineage, sequence };
                 let heard = self.request(at, message, fate)?;
-                self.heard(at, heard, None);
+                self.heard(at, fate, heard, None);
             }
             Effect::AskToGoOn { sequence } => {
                 let lineage = self.sides[at].record.lineage.id;
                 let message = Message::GoOn { lineage, sequence };
                 let heard = self.request(at, message, fate)?;
-                self.heard(at, heard, Some(Event::CancelGranted));
+                self.heard(at, fate, heard, Some(Event::CancelGranted));
             }
             Effect::AnnounceTakeOver => {
                 if let Some(news) = news_of(&self.sides[at]) {
@@ -85,9 +85,7 @@ impl World {
                     Heard::Answer(Answer::Adopted(drawn)) => Event::Adopted { drawn },
                     Heard::Answer(_) | Heard::Nothing => Event::AdoptionFailed,
                 };
-                if fate != Fate::CrashAfter {
-                    self.tell(at, event);
-                }
+                self.tell_by(at, fate, event);
             }
         }
         if fate == Fate::CrashAfter {
@@ -99,6 +97,7 @@ impl World {
     /// The daemon dies and comes back: what was not saved is gone.
     pub fn crash(&mut self, at: usize) {
         self.sides[at].queue.clear();
+        self.sides[at].answer = None;
         if let Role::Primary(primary) = &self.sides[at].record.role
             && let Some(event) = primary.interrupted()
         {
@@ -191,7 +190,7 @@ impl World {
             Some(delta) => {
                 let id = delta.id();
                 side.spool = Some(delta);
-                self.tell(at, Event::Captured { sequence, id });
+                self.tell_by(at, fate, Event::Captured { sequence, id });
             }
             None => {
                 self.tell(at, Event::CaptureFailed { sequence });
@@ -287,6 +286,10 @@ impl World {
                 let standing = self.sides[at].record.standing(&view);
                 self.tell(at, Event::Session(standing));
             }
+            Fate::Slow => {
+                let view = self.sides[other(at)].view();
+                self.sides[at].answer = Some(Slow::Report(view));
+            }
             Fate::RequestLost | Fate::AnswerLost => {
                 self.tell(at, Event::Failed(CriticalCause::Unreachable));
             }
@@ -308,7 +311,7 @@ impl World {
         };
         let ancestors = side.record.ancestors.clone();
         let heard = self.request(at, Message::Delta { delta, ancestors }, fate)?;
-        self.heard(at, heard, None);
+        self.heard(at, fate, heard, None);
         Ok(())
     }
 
@@ -339,12 +342,12 @@ impl World {
             ancestors: side.record.ancestors.clone(),
         };
         let heard = self.request(at, message, fate)?;
-        self.heard(at, heard, Some(Event::ChunksDone { copy }));
+        self.heard(at, fate, heard, Some(Event::ChunksDone { copy }));
         Ok(())
     }
 
     /// What an answer means, as the driver reads it.
-    fn heard(&mut self, at: usize, heard: Heard, done: Option<Event>) {
+    fn heard(&mut self, at: usize, fate: Fate, heard: Heard, done: Option<Event>) {
         let event = match heard {
             Heard::Answer(Answer::Done) => done,
             Heard::Answer(Answer::Receipt(receipt)) => Some(Event::Received(receipt)),
@@ -362,15 +365,36 @@ impl World {
             Heard::Nothing => Some(Event::Failed(CriticalCause::Unreachable)),
         };
         if let Some(event) = event {
-            self.tell(at, event);
+            self.tell_by(at, fate, event);
         }
+    }
+
+    /// Now, or when the answer is looked at.
+    fn tell_by(&mut self, at: usize, fate: Fate, event: Event) {
+        match fate {
+            Fate::Done | Fate::RequestLost | Fate::AnswerLost | Fate::Repeated => {
+                self.tell(at, event);
+            }
+            Fate::Slow => self.sides[at].answer = Some(Slow::Event(event)),
+            Fate::CrashAfter => {}
+        }
+    }
+
+    /// The answer that was on its way is looked at.
+    pub fn look_at_answer(&mut self, at: usize) {
+        let event = match self.sides[at].answer.take() {
+            Some(Slow::Event(event)) => event,
+            Some(Slow::Report(view)) => Event::Session(self.sides[at].record.standing(&view)),
+            None => return,
+        };
+        self.tell(at, event);
     }
 
     fn request(&mut self, at: usize, message: Message, fate: Fate) -> Result<Heard, Rule> {
         let to = other(at);
         match fate {
             Fate::RequestLost => Ok(Heard::Nothing),
-            Fate::Done => self.answer(to, message).map(Heard::Answer),
+            Fate::Done | Fate::Slow => self.answer(to, message).map(Heard::Answer),
             Fate::Repeated => {
                 self.late.push((to, message.clone()));
                 self.answer(to, message).map(Heard::Answer)

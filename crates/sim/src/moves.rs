@@ -18,6 +18,8 @@ pub enum Fate {
     AnswerLost,
     /// The peer gets the request now, and once more later.
     Repeated,
+    /// It is done, and what it came to is looked at only after other things have happened.
+    Slow,
 }
 
 /// One thing that happens.
@@ -29,6 +31,7 @@ pub enum Move {
     Due { side: usize },
     Apply { side: usize },
     Late { index: usize },
+    Answer { side: usize },
     Write { side: usize },
     Command { side: usize, command: Command },
 }
@@ -39,7 +42,8 @@ impl World {
     #[must_use]
     pub fn moves(&self) -> Vec<Move> {
         for side in 0..2 {
-            if self.sides[side].queue.first().is_some_and(is_own) {
+            let here = &self.sides[side];
+            if here.answer.is_none() && here.queue.first().is_some_and(is_own) {
                 let mut moves = vec![Move::Run {
                     side,
                     fate: Fate::Done,
@@ -73,6 +77,10 @@ impl World {
     }
 
     fn push_run(&self, side: usize, moves: &mut Vec<Move>) {
+        if self.sides[side].answer.is_some() {
+            moves.push(Move::Answer { side });
+            return;
+        }
         let Some(effect) = self.sides[side].queue.first() else {
             return;
         };
@@ -87,6 +95,10 @@ impl World {
         }
         if is_request && self.budget.repeated > 0 && *effect != Effect::OpenSession {
             push(Fate::Repeated);
+        }
+        let may_be_slow = is_request || matches!(effect, Effect::Capture { .. });
+        if may_be_slow && self.budget.slow > 0 {
+            push(Fate::Slow);
         }
         if self.budget.crashes > 0 && *effect != Effect::OpenSession {
             push(Fate::CrashAfter);
@@ -103,7 +115,7 @@ impl World {
         if self.budget.crashes == 0 {
             return;
         }
-        if !self.sides[side].queue.is_empty() {
+        if !self.sides[side].queue.is_empty() || self.sides[side].answer.is_some() {
             moves.push(Move::Crash { side });
         }
         if self.sides[side].is_running || self.sides[side].maps.is_some() {
@@ -114,7 +126,7 @@ impl World {
     /// Whether a timer would do anything that does not wait already.
     fn is_due(&self, side: usize) -> bool {
         let side = &self.sides[side];
-        if !side.queue.is_empty() {
+        if !side.queue.is_empty() || side.answer.is_some() {
             return false;
         }
         match side.record.decide(crate::world::NOW, Event::Due) {
@@ -166,6 +178,7 @@ impl World {
                     Fate::CrashAfter => self.budget.crashes -= 1,
                     Fate::RequestLost | Fate::AnswerLost => self.budget.lost -= 1,
                     Fate::Repeated => self.budget.repeated -= 1,
+                    Fate::Slow => self.budget.slow -= 1,
                 }
                 self.run(*side, *fate)?;
             }
@@ -185,6 +198,7 @@ impl World {
             }
             Move::Apply { side } => self.apply(*side)?,
             Move::Late { index } => self.deliver_late(*index)?,
+            Move::Answer { side } => self.look_at_answer(*side),
             Move::Write { side } => {
                 self.budget.writes -= 1;
                 self.write(*side)?;

@@ -173,6 +173,8 @@ pub fn check(before: &World, after: &World, one: &Move) -> Result<(), Rule> {
         commit_stays(before, after, at)?;
         numbers_grow(before, after, at)?;
         guest_may_run(after, at, one)?;
+        fence_holds(before, after, at)?;
+        planned_keeps_off(after, at)?;
     }
     let sides = [0, 1];
     for at in sides {
@@ -257,6 +259,61 @@ fn guest_may_run(world: &World, at: usize, one: &Move) -> Result<(), Rule> {
         broken(
             "a guest runs only where it may",
             format!("side {at} is {} after {one:?}", world.phases()[at]),
+        )
+    } else {
+        Ok(())
+    }
+}
+
+/// A fence falls by itself only after the failover that put it up was reverted.
+fn fence_holds(before: &World, after: &World, at: usize) -> Result<(), Rule> {
+    let (old, new) = (&before.sides[at].record, &after.sides[at].record);
+    let (Role::Primary(Primary::Fenced { by, .. }), Role::Primary(primary)) =
+        (&old.role, &new.role)
+    else {
+        return Ok(());
+    };
+    let is_fenced = matches!(primary, Primary::Fenced { .. });
+    let there = &after.sides[other(at)].record;
+    if is_fenced || old.lineage != new.lineage || there.ancestors.contains(by) {
+        Ok(())
+    } else {
+        broken(
+            "a fence falls only after the failover is given up",
+            format!("side {at} is {}", after.phases()[at]),
+        )
+    }
+}
+
+/// Once a planned failover has begun, the primary's guest stays off, unless an operator
+/// forces it, which begins another history.
+fn planned_keeps_off(world: &World, at: usize) -> Result<(), Rule> {
+    let (here, there) = (&world.sides[at].record, &world.sides[other(at)].record);
+    let Role::Replica(replica) = &here.role else {
+        return Ok(());
+    };
+    let is_planned = match &replica.phase {
+        ReplicaPhase::FailingOver(failover)
+        | ReplicaPhase::FailedOver { failover, .. }
+        | ReplicaPhase::Committing { failover, .. } => failover.kind == FailoverType::Planned,
+        ReplicaPhase::WaitingInitial
+        | ReplicaPhase::Replicating
+        | ReplicaPhase::Suspended
+        | ReplicaPhase::Critical(_)
+        | ReplicaPhase::Resyncing
+        | ReplicaPhase::Reverting { .. }
+        | ReplicaPhase::Committed { .. }
+        | ReplicaPhase::Reversing { .. } => false,
+    };
+    let is_primary = matches!(there.role, Role::Primary(_));
+    if is_planned
+        && is_primary
+        && here.lineage.id == there.lineage.id
+        && there.may_start_vm().is_ok()
+    {
+        broken(
+            "after a planned failover the primary's guest stays off",
+            format!("side {} is {}", other(at), world.phases()[other(at)]),
         )
     } else {
         Ok(())

@@ -39,6 +39,7 @@ impl Scene {
             crashes: 0,
             lost: 0,
             repeated: 0,
+            slow: 0,
             writes: u8::MAX,
             commands: u8::MAX,
             cycles: u8::MAX,

@@ -23,6 +23,7 @@ pub fn walk(start: &World, seed: u64, moves: usize, healing: usize) -> Result<Wo
             crashes: u8::from(random.below(10) == 0),
             lost: u8::from(random.below(6) == 0),
             repeated: u8::from(random.below(10) == 0 && world.late.len() < 3),
+            slow: u8::from(random.below(4) == 0),
             writes: u8::from(random.below(4) == 0),
             commands: u8::from(random.below(4) == 0),
             cycles: 1,

@@ -19,6 +19,8 @@ pub struct Budget {
     pub lost: u8,
     /// Requests that come a second time, at any later time.
     pub repeated: u8,
+    /// Answers that come after other things have happened.
+    pub slow: u8,
     pub writes: u8,
     /// Commands of operators, guests started and stopped included.
     pub commands: u8,
@@ -55,6 +57,14 @@ pub enum Message {
     },
 }
 
+/// An answer on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Slow {
+    Event(Event),
+    /// Compared with the record when it is looked at.
+    Report(ReplicaView),
+}
+
 /// One host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Side {
@@ -62,6 +72,8 @@ pub struct Side {
     pub record: Record,
     /// Effects that are still to be run; a crash loses them.
     pub queue: Vec<Effect>,
+    /// What a request came to, not yet looked at: meanwhile no other effect is run.
+    pub answer: Option<Slow>,
     pub is_running: bool,
     /// The guest's disk, or the replica's head.
     pub disk: Disk,
@@ -113,6 +125,7 @@ impl World {
         let side = |role, is_running, store| Side {
             record: record(role),
             queue: Vec::new(),
+            answer: None,
             is_running,
             disk: [0; 2],
             maps: None,

@@ -9,6 +9,7 @@ const BUDGET: Budget = Budget {
     crashes: 2,
     lost: 2,
     repeated: 1,
+    slow: 1,
     writes: 1,
     commands: 2,
     cycles: 1,
