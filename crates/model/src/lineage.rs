@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{DeltaId, LineageId, Sequence};
 
 /// One unbroken history of a VM, and where it left the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lineage {
     /// How many take-overs led here; a label for people, never compared.
@@ -21,7 +21,7 @@ pub struct Lineage {
 ///
 /// A primary forgets what it knows of a moment only for a receipt that matches in
 /// all three.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Receipt {
     pub lineage: LineageId,

@@ -9,7 +9,7 @@ use crate::calendar::civil_from_days;
 /// Wall-clock time in microseconds since 1970-01-01T00:00:00Z.
 ///
 /// A label for people. Nothing is ever ordered by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Timestamp(u64);
 

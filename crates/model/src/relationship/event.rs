@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Something that happened. The first ones are wishes of operators and may be refused; the
 /// others are facts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
     /// `StartReplication`: now, or at a time.
     Start {
@@ -47,6 +47,21 @@ pub enum Event {
     Commit,
     /// `ReverseReplicationRelationship`.
     Reverse,
+    /// Where both sides have gone on with the VM: this side's history is the one to keep, and
+    /// `over`, the peer's, is abandoned with all that led to it. A lineage begins that descends from both, so that the peer
+    /// stands down when it hears of it. Said at both sides, it leaves them parted as before.
+    Survive {
+        over: Lineage,
+        /// What the peer's history descends from.
+        ancestors: Vec<Lineage>,
+        /// Random: the lineage that begins with it.
+        lineage: LineageId,
+    },
+    /// Where both sides have gone on with the VM: the peer's history is the one to keep. This
+    /// side is fenced, and its disks may become the replica's.
+    Yield {
+        to: Lineage,
+    },
 
     /// A cycle is due, or the time of a scheduled start has come.
     Due,
@@ -79,7 +94,8 @@ pub enum Event {
     Failed(CriticalCause),
     /// What [`Event::Failed`] told of is over.
     Mended,
-    /// The peer has taken over, or gives that up.
+    /// The peer has taken over, or gives that up. To a replica: its primary goes on with a history
+    /// of its own, which the replica follows unless it has gone on itself.
     Peer(TakeOverNews),
 
     /// The first copy is closed by a delta that is applied.
@@ -90,11 +106,16 @@ pub enum Event {
     /// Received deltas cannot be applied, or can be again.
     ApplyFailed(ApplyTrouble),
     ApplyMended,
-    /// The primary's last moment of a planned failover is here, or the primary goes on.
+    /// The primary's last moment of a planned failover is here. Refused once a failover has begun,
+    /// and if the primary has gone on since.
     Prepared {
         sequence: Sequence,
     },
-    PreparedCancelled,
+    /// A wish of the primary: after the moment with this number it goes on. Refused once the
+    /// failover has begun.
+    PreparedCancelled {
+        sequence: Sequence,
+    },
     /// The store has failed over, and follows this lineage while the VM runs.
     FailedOver {
         lineage: Lineage,
@@ -111,24 +132,31 @@ pub enum Event {
     },
     /// It could not be asked, or said no.
     AdoptionFailed,
+    /// A wish of the peer, which has taken over: this host is to keep its replica from now on. The
+    /// disks become the replica's; all that only they hold is a point of an abandoned history.
+    Adopt {
+        lineage: Lineage,
+        ancestors: Vec<Lineage>,
+        vm: VmPower,
+    },
 }
 
 /// Whether the guest runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VmPower {
     Running,
     Off,
 }
 
 /// Whether the replica has to agree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CancelHow {
     Asking,
     Forced { lineage: LineageId },
 }
 
 /// What is failed over to, and as what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FailoverChoice {
     /// A recovery point's moment; absent for the newest.
     pub point: Option<Sequence>,
@@ -141,7 +169,7 @@ pub struct FailoverChoice {
 }
 
 /// What the replica's host knows of the guest on the primary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PrimaryGuest {
     /// The primary's host says that it runs.
     Running,
@@ -154,19 +182,19 @@ pub enum PrimaryGuest {
 }
 
 /// What a peer says of a failover.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TakeOverNews {
     /// The peer's VM may run; its lineage descends from ours.
     TakenOver {
         lineage: Lineage,
         ancestors: Vec<Lineage>,
     },
-    /// The peer is a replica again.
+    /// The peer says that it is a replica again. Only a session shows whether it is.
     Reverted,
 }
 
 /// Why whole disks travel, or are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CopyPurpose {
     /// The replica is empty: everything travels.
@@ -178,7 +206,7 @@ pub enum CopyPurpose {
 }
 
 /// What is to be done, in this order. Each may be done again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Ask the replica what it holds: before any capture.
     OpenSession,
@@ -229,16 +257,17 @@ pub enum Effect {
     },
     RevertStore,
     CommitStore,
-    /// Tell the peer what became of the failover.
+    /// Tell the peer which history this side writes or follows, and whether its VM may run: what
+    /// became of a failover, or that a primary has gone on alone.
     AnnounceTakeOver,
-    /// Ask the old primary to become the replica.
+    /// Ask the peer, an old primary or one that was overruled, to become the replica.
     AskAdoption,
     /// Write an event for people.
     Report(Report),
 }
 
 /// What people are told, beyond changes of the state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Report {
     ResyncRequired(ResyncCause),
     Critical(CriticalCause),

@@ -11,7 +11,7 @@
 //!             +-cancel--+        |  |  |  +-- Prepared <- Preparing
 //!                                |  |  +----> Critical
 //!                                v  |
-//!           ResyncRequired -> Resyncing <-> ResyncSuspended          any -> Fenced
+//!           ResyncRequired -> Resyncing <-> ResyncSuspended     any -> Fenced, Critical
 //!
 //! replica   WaitingInitial -> Replicating <-> Suspended, Critical
 //!                                |    ^
@@ -19,19 +19,28 @@
 //!                          FailingOver -> FailedOver -> Committing -> Committed -> (primary)
 //! ```
 //!
+//! Two sides may go on from the same moment: without a third party this is detected, not
+//! prevented. Then both are at rest ([`CriticalCause::SplitBrain`], or [`Primary::Fenced`] where
+//! the peer's history descends from ours) until [`Event::Survive`] or [`Event::Yield`] says which
+//! history is kept. A failover that is not committed is given up by [`Event::Revert`].
+//!
 //! The numbers of the contract come from [`Record::state`]; nothing else knows them.
 
 mod event;
+mod facts;
 mod guard;
 mod primary;
 mod refused;
 mod replica;
 mod standing;
+#[cfg(test)]
+mod tests;
+mod wishes;
 
 use serde::{Deserialize, Serialize};
 
 use crate::contract::{ReplicationMode, ReplicationState};
-use crate::{Lineage, RelationshipId, Sequence, Timestamp, VmId};
+use crate::{Lineage, LineageId, RelationshipId, Sequence, Timestamp, VmId};
 
 pub use event::{
     CancelHow, CopyPurpose, Effect, Event, FailoverChoice, PrimaryGuest, Report, TakeOverNews,
@@ -46,7 +55,7 @@ pub use replica::{ApplyTrouble, Before, Failover, Replica, ReplicaPhase};
 pub use standing::{ReplicaView, Standing};
 
 /// One relationship as this host knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     pub vm: VmId,
@@ -61,7 +70,7 @@ pub struct Record {
 }
 
 /// What this host does for the relationship.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The VM runs here and its changes leave.
@@ -71,7 +80,7 @@ pub enum Role {
 }
 
 /// What follows from an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[must_use]
 pub struct Step {
     /// To be saved before anything else happens.
@@ -124,12 +133,40 @@ impl Record {
     /// Whether the VM may be started here.
     ///
     /// # Errors
-    /// Why not: a prepared planned failover, a replica that is not failed over, a peer that took over.
+    /// Why not: a prepared planned failover, a replica that is not failed over, a failover that is
+    /// being ended or was overruled, a peer that took over.
     pub fn may_start_vm(&self) -> Result<(), Refused> {
         self.refuse_unless(Operation::StartVm)?;
         match &self.role {
-            Role::Primary(Primary::Fenced { by, .. }) => Err(Refused::TakenOver { by: *by }),
-            Role::Primary(_) | Role::Replica(_) => Ok(()),
+            Role::Primary(primary) => self.may_start_as_primary(primary),
+            Role::Replica(replica) => self.may_start_as_replica(replica),
+        }
+    }
+
+    fn may_start_as_primary(&self, primary: &Primary) -> Result<(), Refused> {
+        match primary {
+            Primary::Fenced { by, .. } => Err(Refused::TakenOver { by: *by }),
+            // The replica was told that the VM stays off, and has not agreed to anything else.
+            Primary::Suspended { from } | Primary::Critical { from, .. }
+                if matches!(from, SuspendedFrom::Prepared { .. }) =>
+            {
+                Err(Refused::State {
+                    operation: Operation::StartVm,
+                    mode: self.mode(),
+                    state: ReplicationState::SyncedReplicationComplete,
+                })
+            }
+            Primary::Suspended { .. }
+            | Primary::Critical { .. }
+            | Primary::Ready { .. }
+            | Primary::Copying(_)
+            | Primary::Replicating { .. }
+            | Primary::Preparing { .. }
+            | Primary::Prepared { .. }
+            | Primary::AskingToGoOn { .. }
+            | Primary::ResyncRequired { .. }
+            | Primary::Resyncing(_)
+            | Primary::ResyncSuspended(_) => Ok(()),
         }
     }
 
@@ -167,10 +204,59 @@ impl Record {
         }
     }
 
-    /// Draws the next moment.
+    /// Begins a lineage of this side's own at `left_at`; those in `over` are abandoned with it.
+    fn fork(&mut self, id: LineageId, left_at: Sequence, over: &[Lineage]) {
+        let left = self.lineage;
+        let counters = over.iter().map(|one| one.counter);
+        let counter = counters.fold(left.counter, u32::max);
+        self.remember(left);
+        for one in over {
+            self.remember(*one);
+        }
+        self.lineage = Lineage {
+            counter: counter.saturating_add(1),
+            id,
+            forked_from: Some((left.id, left_at)),
+        };
+    }
+
+    /// Follows another history; what this side knows of others stays known.
+    fn follow(&mut self, lineage: Lineage, ancestors: &[Lineage]) {
+        let left = self.lineage;
+        for one in ancestors {
+            self.remember(*one);
+        }
+        self.remember(left);
+        self.lineage = lineage;
+    }
+
+    fn remember(&mut self, lineage: Lineage) {
+        if !standing::has(&self.ancestors, lineage.id) {
+            self.ancestors.push(lineage);
+        }
+    }
+
+    /// The disks become a replica's: the moment that they hold takes the next number.
+    fn become_replica(
+        &self,
+        effects: Vec<Effect>,
+        lineage: Lineage,
+        ancestors: &[Lineage],
+    ) -> Step {
+        let replica = Replica {
+            extended: false,
+            prepared: None,
+            phase: ReplicaPhase::Resyncing,
+        };
+        let mut step = self.to(Role::Replica(replica), effects);
+        step.next.drawn = self.draw();
+        step.next.follow(lineage, ancestors);
+        step
+    }
+
+    /// Draws the next moment. A peer may have used up all numbers; the last one then stays, and a
+    /// store refuses what comes with it.
     fn draw(&self) -> Sequence {
-        self.drawn
-            .next()
-            .expect("BUG: 2^64 moments were drawn, one each nanosecond for 500 years")
+        self.drawn.next().unwrap_or(self.drawn)
     }
 }

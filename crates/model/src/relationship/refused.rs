@@ -2,7 +2,7 @@
 
 use crate::contract::{ReplicationMode, ReplicationState, ReturnCode};
 use crate::relationship::guard::Operation;
-use crate::{Lineage, Timestamp};
+use crate::{Lineage, LineageId, Sequence, Timestamp};
 
 /// The answer is no; nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +32,22 @@ pub enum Refused {
     TakenOver { by: Lineage },
     #[error("nothing has been replicated yet, so there is nothing to fail over to")]
     NothingReplicated,
+    #[error(
+        "both hosts have gone on with this VM; nothing is overwritten before somebody says which one survives (the other's lineage is {theirs})"
+    )]
+    SplitBrain { theirs: LineageId },
+    #[error(
+        "cannot {}: the other host's history of the VM was kept, and this failover is given up",
+        operation.wish()
+    )]
+    Overruled { operation: Operation },
+    #[error("there is no survivor to name: the two hosts' histories of the VM have not parted")]
+    NothingToSettle,
+    #[error("cannot {}: moment {sequence} is out of date", operation.wish())]
+    OutOfDate {
+        operation: Operation,
+        sequence: Sequence,
+    },
 }
 
 /// What would let the operation succeed.
@@ -46,7 +62,11 @@ impl Refused {
             | Self::VmRunning { .. }
             | Self::PrimaryRunning
             | Self::TakenOver { .. }
-            | Self::NothingReplicated => ReturnCode::InvalidState,
+            | Self::NothingReplicated
+            | Self::SplitBrain { .. }
+            | Self::Overruled { .. }
+            | Self::NothingToSettle
+            | Self::OutOfDate { .. } => ReturnCode::InvalidState,
             Self::Busy { .. } => ReturnCode::InUse,
             Self::TooFarAhead { .. } => ReturnCode::InvalidParameter,
         }
@@ -71,6 +91,14 @@ impl Refused {
                 "use the VM on the other host, and reverse replication there so that this host keeps its replica"
             }
             Self::NothingReplicated => "wait until the initial replication is complete",
+            Self::SplitBrain { .. } => {
+                "compare what the VM holds on both hosts, then name the survivor; what only the other one holds is given up"
+            }
+            Self::Overruled { .. } => "stop the VM here and revert the failover",
+            Self::NothingToSettle => {
+                "see `lifeboat health` on both hosts; a failover that is not committed is committed or reverted first"
+            }
+            Self::OutOfDate { .. } => "ask the replica what it holds; this is done by itself",
         }
     }
 }

@@ -4,16 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::{FailoverType, ReplicationState};
 use crate::relationship::event::{
-    CopyPurpose, Effect, Event, FailoverChoice, PrimaryGuest, VmPower,
+    CopyPurpose, Effect, Event, FailoverChoice, PrimaryGuest, Report, TakeOverNews, VmPower,
 };
 use crate::relationship::guard::Operation;
-use crate::relationship::primary::{Copying, Primary, ResyncCause, Work};
+use crate::relationship::primary::{Copying, Primary, ResyncCause, SuspendedFrom, Work};
 use crate::relationship::refused::Refused;
+use crate::relationship::standing::{descends, has};
 use crate::relationship::{Record, Role, Step};
 use crate::{Lineage, LineageId, Sequence};
 
 /// What the replica's side knows besides its store, whose journal is the truth.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replica {
     /// The second hop: the copy of a copy.
@@ -24,7 +25,10 @@ pub struct Replica {
 }
 
 /// What the replica does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// A pause forgets that a copy was under way or that deltas could not be applied: after it, the
+/// next copy or the next delta shows it again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaPhase {
     /// Nothing complete is here yet.
@@ -58,8 +62,28 @@ pub enum ReplicaPhase {
     Reversing { kind: FailoverType },
 }
 
+impl ReplicaPhase {
+    /// Whether a failover has begun and was not reverted: nothing more is received.
+    #[must_use]
+    pub const fn has_failed_over(&self) -> bool {
+        match self {
+            Self::FailingOver(_)
+            | Self::FailedOver { .. }
+            | Self::Reverting { .. }
+            | Self::Committing { .. }
+            | Self::Committed { .. }
+            | Self::Reversing { .. } => true,
+            Self::WaitingInitial
+            | Self::Replicating
+            | Self::Suspended
+            | Self::Critical(_)
+            | Self::Resyncing => false,
+        }
+    }
+}
+
 /// A failover, and what was before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failover {
     pub point: Option<Sequence>,
@@ -69,7 +93,7 @@ pub struct Failover {
 }
 
 /// Where a revert leads back to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Before {
     Replicating,
@@ -79,7 +103,7 @@ pub enum Before {
 }
 
 /// Why received deltas cannot be applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ApplyTrouble {
     DiskFull,
@@ -226,67 +250,32 @@ impl Record {
             Event::Prepare { .. } => Err(self.not_here(Operation::PreparePlannedFailover)),
             Event::CancelPrepared { .. } => Err(self.not_here(Operation::CancelPlannedFailover)),
 
-            Event::InitialComplete => Ok(match replica.phase {
-                ReplicaPhase::WaitingInitial => {
-                    self.replica(replica, ReplicaPhase::Replicating, Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
-            Event::ResyncBegun => Ok(match replica.phase {
-                ReplicaPhase::Replicating | ReplicaPhase::Critical(_) => {
-                    self.replica(replica, ReplicaPhase::Resyncing, Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
-            Event::ResyncEnded => Ok(match replica.phase {
-                ReplicaPhase::Resyncing => {
-                    self.replica(replica, ReplicaPhase::Replicating, Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
-            Event::ApplyFailed(trouble) => Ok(match replica.phase {
-                ReplicaPhase::Replicating | ReplicaPhase::Critical(_) => {
-                    self.replica(replica, ReplicaPhase::Critical(trouble), Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
-            Event::ApplyMended => Ok(match replica.phase {
-                ReplicaPhase::Critical(_) => {
-                    self.replica(replica, ReplicaPhase::Replicating, Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
-            Event::Prepared { sequence } => Ok(self.set_prepared(replica, Some(sequence))),
-            Event::PreparedCancelled => Ok(self.set_prepared(replica, None)),
-            Event::FailedOver { lineage } => Ok(match replica.phase {
-                ReplicaPhase::FailingOver(failover) => {
-                    let phase = ReplicaPhase::FailedOver { failover, lineage };
-                    self.replica(replica, phase, vec![Effect::AnnounceTakeOver])
-                }
-                _ => self.unchanged(),
-            }),
-            Event::FailOverFailed => Ok(match replica.phase {
-                ReplicaPhase::FailingOver(failover) => {
-                    self.replica(replica, failover.before.phase(), Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
-            Event::Reverted => Ok(self.reverted(replica)),
-            Event::Committed => Ok(self.committed(replica)),
-            Event::CommitFailed => Ok(match replica.phase {
-                ReplicaPhase::Committing { failover, lineage } => {
-                    let phase = ReplicaPhase::FailedOver { failover, lineage };
-                    self.replica(replica, phase, Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
-            Event::Adopted { drawn } => Ok(self.become_primary(replica, drawn)),
-            Event::AdoptionFailed => Ok(match replica.phase {
-                ReplicaPhase::Reversing { kind } => {
-                    self.replica(replica, ReplicaPhase::Committed { kind }, Vec::new())
-                }
-                _ => self.unchanged(),
-            }),
+            Event::Survive {
+                over,
+                ancestors,
+                lineage,
+            } => self.survive_as_replica(replica, over, ancestors, lineage),
+            Event::Yield { to } => self.yield_as_replica(replica, to),
+            Event::Adopt {
+                lineage,
+                ancestors,
+                vm,
+            } => self.be_adopted_as_replica(replica, lineage, &ancestors, vm),
+            Event::Prepared { sequence } => self.prepared(replica, sequence),
+            Event::PreparedCancelled { sequence } => self.prepared_cancelled(replica, sequence),
+            Event::Peer(news) => Ok(self.primary_news(replica, news)),
+            Event::InitialComplete
+            | Event::ResyncBegun
+            | Event::ResyncEnded
+            | Event::ApplyFailed(_)
+            | Event::ApplyMended => Ok(self.receiving(replica, &event)),
+            Event::FailedOver { .. }
+            | Event::FailOverFailed
+            | Event::Reverted
+            | Event::Committed
+            | Event::CommitFailed
+            | Event::Adopted { .. }
+            | Event::AdoptionFailed => Ok(self.store_done(replica, &event)),
             // Work that was interrupted is tried again.
             Event::Due => Ok(Step {
                 next: self.clone(),
@@ -302,8 +291,7 @@ impl Record {
             | Event::CancelGranted
             | Event::NeedsResync(_)
             | Event::Failed(_)
-            | Event::Mended
-            | Event::Peer(_) => Ok(self.unchanged()),
+            | Event::Mended => Ok(self.unchanged()),
         }
     }
 
@@ -323,12 +311,312 @@ impl Record {
         }
     }
 
+    /// What receiving and applying bring about.
+    fn receiving(&self, replica: &Replica, event: &Event) -> Step {
+        let next = match (&replica.phase, event) {
+            (ReplicaPhase::WaitingInitial, Event::InitialComplete)
+            | (ReplicaPhase::Resyncing, Event::ResyncEnded)
+            | (ReplicaPhase::Critical(_), Event::ApplyMended) => ReplicaPhase::Replicating,
+            (ReplicaPhase::Replicating | ReplicaPhase::Critical(_), Event::ResyncBegun) => {
+                ReplicaPhase::Resyncing
+            }
+            (
+                ReplicaPhase::Replicating | ReplicaPhase::Critical(_),
+                Event::ApplyFailed(trouble),
+            ) => ReplicaPhase::Critical(*trouble),
+            (
+                ReplicaPhase::WaitingInitial
+                | ReplicaPhase::Replicating
+                | ReplicaPhase::Suspended
+                | ReplicaPhase::Critical(_)
+                | ReplicaPhase::Resyncing
+                | ReplicaPhase::FailingOver(_)
+                | ReplicaPhase::FailedOver { .. }
+                | ReplicaPhase::Reverting { .. }
+                | ReplicaPhase::Committing { .. }
+                | ReplicaPhase::Committed { .. }
+                | ReplicaPhase::Reversing { .. },
+                _,
+            ) => return self.unchanged(),
+        };
+        self.replica(replica, next, Vec::new())
+    }
+
+    /// What the store, or the old primary, has done for a failover.
+    fn store_done(&self, replica: &Replica, event: &Event) -> Step {
+        match (&replica.phase, event) {
+            (ReplicaPhase::FailingOver(failover), Event::FailedOver { lineage }) => {
+                let phase = ReplicaPhase::FailedOver {
+                    failover: *failover,
+                    lineage: *lineage,
+                };
+                self.replica(replica, phase, vec![Effect::AnnounceTakeOver])
+            }
+            (ReplicaPhase::FailingOver(failover), Event::FailOverFailed) => {
+                self.replica(replica, failover.before.phase(), Vec::new())
+            }
+            (ReplicaPhase::Reverting { failover, lineage }, Event::Reverted) => {
+                let phase = failover.before.phase();
+                let mut step = self.replica(replica, phase, vec![Effect::AnnounceTakeOver]);
+                step.next.remember(*lineage);
+                step
+            }
+            (ReplicaPhase::Committing { failover, lineage }, Event::Committed) => {
+                let phase = ReplicaPhase::Committed {
+                    kind: failover.kind,
+                };
+                let mut step = self.replica(replica, phase, vec![Effect::AnnounceTakeOver]);
+                step.next.remember(self.lineage);
+                step.next.lineage = *lineage;
+                step
+            }
+            (ReplicaPhase::Committing { failover, lineage }, Event::CommitFailed) => {
+                let phase = ReplicaPhase::FailedOver {
+                    failover: *failover,
+                    lineage: *lineage,
+                };
+                self.replica(replica, phase, Vec::new())
+            }
+            (ReplicaPhase::Reversing { .. }, Event::Adopted { drawn }) => {
+                self.become_primary(*drawn)
+            }
+            (ReplicaPhase::Reversing { kind }, Event::AdoptionFailed) => {
+                self.replica(replica, ReplicaPhase::Committed { kind: *kind }, Vec::new())
+            }
+            (
+                ReplicaPhase::WaitingInitial
+                | ReplicaPhase::Replicating
+                | ReplicaPhase::Suspended
+                | ReplicaPhase::Critical(_)
+                | ReplicaPhase::Resyncing
+                | ReplicaPhase::FailingOver(_)
+                | ReplicaPhase::FailedOver { .. }
+                | ReplicaPhase::Reverting { .. }
+                | ReplicaPhase::Committing { .. }
+                | ReplicaPhase::Committed { .. }
+                | ReplicaPhase::Reversing { .. },
+                _,
+            ) => self.unchanged(),
+        }
+    }
+
+    /// A late announcement, from before the primary went on, would promise that nothing is lost.
+    fn prepared(&self, replica: &Replica, sequence: Sequence) -> Result<Step, Refused> {
+        let operation = Operation::PreparePlannedFailover;
+        if replica.phase.has_failed_over() {
+            return Err(self.not_here(operation));
+        }
+        if sequence < self.drawn {
+            return Err(Refused::OutOfDate {
+                operation,
+                sequence,
+            });
+        }
+        let mut step = self.set_prepared(replica, Some(sequence));
+        step.next.drawn = sequence;
+        Ok(step)
+    }
+
+    /// From here on a failover is no planned one. The number that follows is used up, so that an
+    /// announcement that comes late is known as such.
+    fn prepared_cancelled(&self, replica: &Replica, sequence: Sequence) -> Result<Step, Refused> {
+        if replica.phase.has_failed_over() {
+            return Err(self.not_here(Operation::CancelPlannedFailover));
+        }
+        if sequence < self.drawn {
+            return Ok(self.unchanged());
+        }
+        let mut step = self.set_prepared(replica, None);
+        step.next.drawn = sequence.next().unwrap_or(sequence);
+        Ok(step)
+    }
+
     fn set_prepared(&self, replica: &Replica, prepared: Option<Sequence>) -> Step {
         let role = Role::Replica(Replica {
             prepared,
             ..replica.clone()
         });
         self.to(role, Vec::new())
+    }
+
+    /// The primary has gone on with a history that takes up ours. As in
+    /// [`prepared_cancelled`](Self::prepared_cancelled), a number is used up.
+    fn primary_news(&self, replica: &Replica, news: TakeOverNews) -> Step {
+        let TakeOverNews::TakenOver { lineage, ancestors } = news else {
+            return self.unchanged();
+        };
+        if lineage.id == self.lineage.id || has(&self.ancestors, lineage.id) {
+            return self.unchanged();
+        }
+        match &replica.phase {
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing => {
+                if !descends(&lineage, &ancestors, self.lineage.id) {
+                    return self.unchanged();
+                }
+                let mut step = self.set_prepared(replica, None);
+                step.next.drawn = self.draw();
+                step.next.follow(lineage, &ancestors);
+                step
+            }
+            // Given up by an operator there: known here as abandoned, so that it cannot be
+            // committed any more.
+            ReplicaPhase::FailedOver { lineage: own, .. } => {
+                let mut step = self.unchanged();
+                if has(&ancestors, own.id) {
+                    step.next.remember(*own);
+                }
+                step
+            }
+            ReplicaPhase::Committed { .. } | ReplicaPhase::Reversing { .. } => {
+                if descends(&lineage, &ancestors, self.lineage.id) {
+                    self.stand_down(lineage)
+                } else {
+                    self.unchanged()
+                }
+            }
+            // What has begun is brought to its end; the primary says it again.
+            ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::Reverting { .. }
+            | ReplicaPhase::Committing { .. } => self.unchanged(),
+        }
+    }
+
+    /// A committed failover is a primary without a replica; overruled, it is a fenced one.
+    fn stand_down(&self, by: Lineage) -> Step {
+        let from = SuspendedFrom::ResyncRequired {
+            cause: ResyncCause::Requested,
+        };
+        let role = Role::Primary(Primary::Fenced { by, from });
+        self.to(
+            role,
+            vec![Effect::StopWork, Effect::Report(Report::Fenced { by })],
+        )
+    }
+
+    fn survive_as_replica(
+        &self,
+        replica: &Replica,
+        over: Lineage,
+        ancestors: Vec<Lineage>,
+        lineage: LineageId,
+    ) -> Result<Step, Refused> {
+        let mut given_up = ancestors;
+        given_up.push(over);
+        match &replica.phase {
+            ReplicaPhase::Committed { .. } if over.id != self.lineage.id => {
+                let mut step = self.to(self.role.clone(), vec![Effect::AnnounceTakeOver]);
+                step.next.fork(lineage, self.drawn, &given_up);
+                Ok(step)
+            }
+            ReplicaPhase::Committed { .. }
+            | ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::FailedOver { .. }
+            | ReplicaPhase::Reverting { .. }
+            | ReplicaPhase::Committing { .. }
+            | ReplicaPhase::Reversing { .. } => Err(Refused::NothingToSettle),
+        }
+    }
+
+    fn yield_as_replica(&self, replica: &Replica, to: Lineage) -> Result<Step, Refused> {
+        match &replica.phase {
+            ReplicaPhase::Committed { .. }
+                if to.id != self.lineage.id && !has(&self.ancestors, to.id) =>
+            {
+                Ok(self.stand_down(to))
+            }
+            ReplicaPhase::Committed { .. }
+            | ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::FailedOver { .. }
+            | ReplicaPhase::Reverting { .. }
+            | ReplicaPhase::Committing { .. }
+            | ReplicaPhase::Reversing { .. } => Err(Refused::NothingToSettle),
+        }
+    }
+
+    /// Asked again after a lost answer, it is a replica already.
+    fn be_adopted_as_replica(
+        &self,
+        replica: &Replica,
+        lineage: Lineage,
+        ancestors: &[Lineage],
+        vm: VmPower,
+    ) -> Result<Step, Refused> {
+        let operation = Operation::MarkAsReplica;
+        match &replica.phase {
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+                if lineage.id == self.lineage.id =>
+            {
+                Ok(self.unchanged())
+            }
+            ReplicaPhase::Committed { .. } | ReplicaPhase::Reversing { .. } => {
+                let is_known = lineage.id == self.lineage.id || has(&self.ancestors, lineage.id);
+                if is_known || !descends(&lineage, ancestors, self.lineage.id) {
+                    Err(Refused::SplitBrain { theirs: lineage.id })
+                } else if vm == VmPower::Running {
+                    Err(Refused::VmRunning { operation })
+                } else {
+                    Ok(self.become_replica(vec![Effect::StopWork], lineage, ancestors))
+                }
+            }
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::FailedOver { .. }
+            | ReplicaPhase::Reverting { .. }
+            | ReplicaPhase::Committing { .. } => Err(self.not_here(operation)),
+        }
+    }
+
+    /// The guest may run unless its failover is being ended, or was overruled.
+    pub(super) fn may_start_as_replica(&self, replica: &Replica) -> Result<(), Refused> {
+        let operation = Operation::StartVm;
+        match &replica.phase {
+            ReplicaPhase::FailedOver { lineage, .. } => self.refuse_overruled(operation, lineage),
+            ReplicaPhase::Reverting { .. } => Err(Refused::Busy {
+                operation,
+                what: "revert",
+            }),
+            ReplicaPhase::Committing { .. } => Err(Refused::Busy {
+                operation,
+                what: "commit",
+            }),
+            ReplicaPhase::Committed { .. } | ReplicaPhase::Reversing { .. } => Ok(()),
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_) => Err(self.not_here(operation)),
+        }
+    }
+
+    fn refuse_overruled(&self, operation: Operation, lineage: &Lineage) -> Result<(), Refused> {
+        if has(&self.ancestors, lineage.id) {
+            Err(Refused::Overruled { operation })
+        } else {
+            Ok(())
+        }
     }
 
     fn fail_over(&self, replica: &Replica, choice: FailoverChoice) -> Result<Step, Refused> {
@@ -339,7 +627,7 @@ impl Record {
         }
         let failover = Failover {
             point: choice.point,
-            kind: choice.kind,
+            kind: self.proven_kind(replica, choice.kind),
             lineage: choice.lineage,
             before: replica.before(),
         };
@@ -351,6 +639,18 @@ impl Record {
             },
         ];
         Ok(self.replica(replica, ReplicaPhase::FailingOver(failover), effects))
+    }
+
+    /// A failover is a planned one, which loses nothing, only from the moment that the primary
+    /// announced as its last, with nothing heard of it since.
+    fn proven_kind(&self, replica: &Replica, kind: FailoverType) -> FailoverType {
+        match kind {
+            FailoverType::Planned if replica.prepared != Some(self.drawn) => FailoverType::Regular,
+            FailoverType::None
+            | FailoverType::Regular
+            | FailoverType::ApplicationConsistent
+            | FailoverType::Planned => kind,
+        }
     }
 
     fn revert(&self, replica: &Replica, vm: VmPower) -> Result<Step, Refused> {
@@ -365,21 +665,19 @@ impl Record {
                 let phase = ReplicaPhase::Reverting { failover, lineage };
                 Ok(self.replica(replica, phase, vec![Effect::RevertStore]))
             }
-            _ => Err(Refused::Busy {
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::Committed { .. }
+            | ReplicaPhase::Reversing { .. }
+            | ReplicaPhase::Committing { .. } => Err(Refused::Busy {
                 operation,
                 what: "commit",
             }),
         }
-    }
-
-    fn reverted(&self, replica: &Replica) -> Step {
-        let ReplicaPhase::Reverting { failover, lineage } = replica.phase else {
-            return self.unchanged();
-        };
-        let phase = failover.before.phase();
-        let mut step = self.replica(replica, phase, vec![Effect::AnnounceTakeOver]);
-        step.next.ancestors.push(lineage);
-        step
     }
 
     fn commit(&self, replica: &Replica) -> Result<Step, Refused> {
@@ -388,27 +686,23 @@ impl Record {
         match replica.phase {
             ReplicaPhase::FailedOver { failover, lineage }
             | ReplicaPhase::Committing { failover, lineage } => {
+                self.refuse_overruled(operation, &lineage)?;
                 let phase = ReplicaPhase::Committing { failover, lineage };
                 Ok(self.replica(replica, phase, vec![Effect::CommitStore]))
             }
-            _ => Err(Refused::Busy {
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::Committed { .. }
+            | ReplicaPhase::Reversing { .. }
+            | ReplicaPhase::Reverting { .. } => Err(Refused::Busy {
                 operation,
                 what: "revert",
             }),
         }
-    }
-
-    fn committed(&self, replica: &Replica) -> Step {
-        let ReplicaPhase::Committing { failover, lineage } = replica.phase else {
-            return self.unchanged();
-        };
-        let phase = ReplicaPhase::Committed {
-            kind: failover.kind,
-        };
-        let mut step = self.replica(replica, phase, vec![Effect::AnnounceTakeOver]);
-        step.next.ancestors.push(self.lineage);
-        step.next.lineage = lineage;
-        step
     }
 
     /// A failover that is not committed yet is committed first; the wish has to be repeated then.
@@ -423,14 +717,18 @@ impl Record {
                 operation: Operation::ReverseReplicationRelationship,
                 what: "revert",
             }),
-            _ => self.commit(replica),
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::FailedOver { .. }
+            | ReplicaPhase::Committing { .. } => self.commit(replica),
         }
     }
 
-    fn become_primary(&self, replica: &Replica, drawn: Sequence) -> Step {
-        let ReplicaPhase::Reversing { .. } = replica.phase else {
-            return self.unchanged();
-        };
+    fn become_primary(&self, drawn: Sequence) -> Step {
         let mut next = self.clone();
         next.drawn = self.drawn.max(drawn);
         let copy = next.draw();
