@@ -112,9 +112,9 @@ impl Delta {
     }
 
     pub fn apply(&self, disk: &mut Disk) {
-        for block in 0..BLOCKS {
+        for (block, (held, frozen)) in disk.iter_mut().zip(self.frozen).enumerate() {
             if self.blocks & (1 << block) != 0 {
-                disk[block] = self.frozen[block];
+                *held = frozen;
             }
         }
     }

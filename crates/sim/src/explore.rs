@@ -74,7 +74,7 @@ pub fn explore(start: &World, limit: usize, healing: u64) -> Result<Explored, Bo
                 let number = u32::try_from(parents.len()).expect("BUG: more states than the limit");
                 parents.push(came_from);
                 explored.states += 1;
-                if print % healing == 0 {
+                if print.is_multiple_of(healing) {
                     explored.healed += 1;
                     let outcome = heal::becomes_well(&next)
                         .and_then(|()| heal::survives_alone(&next, 0))

@@ -62,13 +62,13 @@ impl World {
                 let lineage = self.sides[at].record.lineage.id;
                 let message = Message::Prepared { lineage, sequence };
                 let heard = self.request(at, message, fate)?;
-                self.heard(at, fate, heard, None);
+                self.heard(at, fate, &heard, None);
             }
             Effect::AskToGoOn { sequence } => {
                 let lineage = self.sides[at].record.lineage.id;
                 let message = Message::GoOn { lineage, sequence };
                 let heard = self.request(at, message, fate)?;
-                self.heard(at, fate, heard, Some(Event::CancelGranted));
+                self.heard(at, fate, &heard, Some(Event::CancelGranted));
             }
             Effect::AnnounceTakeOver => {
                 if let Some(news) = news_of(&self.sides[at]) {
@@ -311,7 +311,7 @@ impl World {
         };
         let ancestors = side.record.ancestors.clone();
         let heard = self.request(at, Message::Delta { delta, ancestors }, fate)?;
-        self.heard(at, fate, heard, None);
+        self.heard(at, fate, &heard, None);
         Ok(())
     }
 
@@ -342,15 +342,15 @@ impl World {
             ancestors: side.record.ancestors.clone(),
         };
         let heard = self.request(at, message, fate)?;
-        self.heard(at, fate, heard, Some(Event::ChunksDone { copy }));
+        self.heard(at, fate, &heard, Some(Event::ChunksDone { copy }));
         Ok(())
     }
 
     /// What an answer means, as the driver reads it.
-    fn heard(&mut self, at: usize, fate: Fate, heard: Heard, done: Option<Event>) {
+    fn heard(&mut self, at: usize, fate: Fate, heard: &Heard, done: Option<Event>) {
         let event = match heard {
             Heard::Answer(Answer::Done) => done,
-            Heard::Answer(Answer::Receipt(receipt)) => Some(Event::Received(receipt)),
+            Heard::Answer(Answer::Receipt(receipt)) => Some(Event::Received(*receipt)),
             Heard::Answer(Answer::OtherLineage) => {
                 let queue = &mut self.sides[at].queue;
                 if !queue.contains(&Effect::OpenSession) {

@@ -238,7 +238,7 @@ impl World {
     }
 
     fn phase(&self, at: usize) -> String {
-        let name = match &self.sides[at].record.role {
+        match &self.sides[at].record.role {
             Role::Primary(primary) => match primary {
                 Primary::Ready { .. } => "ready".to_owned(),
                 Primary::Copying(copying) => format!("copying, {}", work(copying.work)),
@@ -267,8 +267,7 @@ impl World {
                 ReplicaPhase::Reversing { .. } => "reversing",
             }
             .to_owned(),
-        };
-        name
+        }
     }
 }
 

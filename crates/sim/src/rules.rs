@@ -174,6 +174,7 @@ pub fn check(before: &World, after: &World, one: &Move) -> Result<(), Rule> {
         numbers_grow(before, after, at)?;
         guest_may_run(after, at, one)?;
         fence_holds(before, after, at)?;
+        pause_holds(before, after, at, one)?;
         planned_keeps_off(after, at)?;
     }
     let sides = [0, 1];
@@ -282,6 +283,33 @@ fn fence_holds(before: &World, after: &World, at: usize) -> Result<(), Rule> {
             "a fence falls only after the failover is given up",
             format!("side {at} is {}", after.phases()[at]),
         )
+    }
+}
+
+/// Only a command ends an operator's pause; trouble may take its place.
+fn pause_holds(before: &World, after: &World, at: usize, one: &Move) -> Result<(), Rule> {
+    let is_paused = matches!(
+        before.sides[at].record.role,
+        Role::Primary(Primary::Suspended { .. } | Primary::ResyncSuspended(_))
+    );
+    let goes_on = matches!(
+        after.sides[at].record.role,
+        Role::Primary(
+            Primary::Copying(_)
+                | Primary::Replicating { .. }
+                | Primary::Preparing { .. }
+                | Primary::Prepared { .. }
+                | Primary::AskingToGoOn { .. }
+                | Primary::Resyncing(_)
+        )
+    );
+    if is_paused && goes_on && !matches!(one, Move::Command { .. }) {
+        broken(
+            "only an operator ends an operator's pause",
+            format!("side {at} is {} after {one:?}", after.phases()[at]),
+        )
+    } else {
+        Ok(())
     }
 }
 

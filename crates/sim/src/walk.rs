@@ -36,7 +36,7 @@ pub fn walk(start: &World, seed: u64, moves: usize, healing: usize) -> Result<Wo
         let outcome = world.make(&one);
         trace.push((one, world.phases()));
         let outcome = outcome.and_then(|()| {
-            if number % healing == 0 {
+            if number.is_multiple_of(healing) {
                 heal::becomes_well(&world)
             } else {
                 Ok(())

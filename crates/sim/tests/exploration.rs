@@ -1,11 +1,9 @@
 //! Every order of events within a budget, and long random ones beyond it.
 
-use std::collections::BTreeSet;
+use lifeboat_sim::{Budget, Explored, Scene, explore, walk};
 
-use lifeboat_sim::{Budget, Scene, explore, heal, walk};
-
-/// What may happen from each scene on.
-const BUDGET: Budget = Budget {
+/// Much goes wrong, and operators do little.
+const FAULTS: Budget = Budget {
     crashes: 2,
     lost: 2,
     repeated: 1,
@@ -14,50 +12,85 @@ const BUDGET: Budget = Budget {
     commands: 2,
     cycles: 1,
 };
+/// Little goes wrong, and operators do much.
+const OPERATORS: Budget = Budget {
+    crashes: 0,
+    lost: 1,
+    repeated: 1,
+    slow: 1,
+    writes: 2,
+    commands: 4,
+    cycles: 1,
+};
+/// How many states are followed from each scene, the nearest ones first: as many as take all
+/// scenes together half a minute on one core.
+const STATES: usize = 150_000;
+/// In one state of so many it is asked whether all becomes well, and whether each side can go on
+/// with the other one dead.
+const HEALING: u64 = 32;
 
-fn explored(scene: Scene) {
-    let outcome = explore(
-        &scene.world(BUDGET),
-        std::env::var("LIM").map_or(200_000, |x| x.parse().unwrap()),
-        16,
-    );
-    match outcome {
-        Ok(explored) => println!("{scene:?}: {explored:?}"),
-        Err(broken) => panic!("{scene:?}: {broken}"),
-    }
-}
+/// What was measured when the budgets were chosen: each scene has more states than are followed.
+/// Fewer mean that moves have disappeared, and with them what the exploration would find.
+const LEAST_STATES: usize = 6 * STATES;
+/// As [`LEAST_STATES`], for the moves that were made, rounded down.
+const LEAST_TRANSITIONS_WITH_FAULTS: usize = 1;
+const LEAST_TRANSITIONS_OF_OPERATORS: usize = 1;
 
-#[test]
-fn new() {
-    explored(Scene::New)
-}
-#[test]
-fn replicating() {
-    explored(Scene::Replicating)
-}
-#[test]
-fn prepared() {
-    explored(Scene::Prepared)
-}
-#[test]
-fn taken_over() {
-    explored(Scene::TakenOver)
-}
-#[test]
-fn committed() {
-    explored(Scene::Committed)
-}
-#[test]
-fn parted() {
-    explored(Scene::Parted)
-}
-#[test]
-fn walks() {
+fn explored(budget: Budget) -> Explored {
+    let mut all = Explored {
+        states: 0,
+        transitions: 0,
+        depth: 0,
+        healed: 0,
+    };
     for scene in Scene::ALL {
-        for seed in 1..40 {
-            if let Err(broken) = walk(&scene.world(BUDGET), seed, 1000, 7) {
-                panic!("{scene:?} {seed}: {broken}");
+        match explore(&scene.world(budget), STATES, HEALING) {
+            Ok(one) => {
+                println!("{scene:?}: {one:?}");
+                all.states += one.states;
+                all.transitions += one.transitions;
+                all.depth = all.depth.max(one.depth);
+                all.healed += one.healed;
+            }
+            Err(broken) => panic!("from {scene:?}: {broken}"),
+        }
+    }
+    println!("all: {all:?}");
+    all
+}
+
+#[test]
+fn no_order_of_faults_breaks_a_rule() {
+    let all = explored(FAULTS);
+    assert!(all.states >= LEAST_STATES, "{all:?}");
+    assert!(all.transitions >= LEAST_TRANSITIONS_WITH_FAULTS, "{all:?}");
+    assert!(all.healed > 0, "{all:?}");
+}
+
+#[test]
+fn no_order_of_commands_breaks_a_rule() {
+    let all = explored(OPERATORS);
+    assert!(all.states >= LEAST_STATES, "{all:?}");
+    assert!(all.transitions >= LEAST_TRANSITIONS_OF_OPERATORS, "{all:?}");
+    assert!(all.healed > 0, "{all:?}");
+}
+
+#[test]
+fn no_long_walk_breaks_a_rule() {
+    for scene in Scene::ALL {
+        for seed in 1..=20 {
+            if let Err(broken) = walk(&scene.world(FAULTS), seed, 1000, 7) {
+                panic!("from {scene:?}, seed {seed}: {broken}");
             }
         }
     }
+}
+
+#[test]
+fn a_walk_repeats_from_its_seed() {
+    let start = Scene::Replicating.world(FAULTS);
+    let once = walk(&start, 7, 300, 50).map_err(|broken| broken.to_string());
+    let twice = walk(&start, 7, 300, 50).map_err(|broken| broken.to_string());
+    assert_eq!(once, twice);
+    assert_ne!(once.unwrap(), start);
 }

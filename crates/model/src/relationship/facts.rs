@@ -9,7 +9,7 @@ use crate::relationship::{Record, Role, Step};
 use crate::{DeltaId, Lineage, Receipt, Sequence, Timestamp};
 
 impl Record {
-    pub(super) fn from_rest(&self, from: SuspendedFrom) -> Step {
+    pub(super) fn go_on_from(&self, from: SuspendedFrom) -> Step {
         match from {
             SuspendedFrom::Ready => self.primary(Primary::Ready { start: None }, Vec::new()),
             SuspendedFrom::Replicating { last } => self.replicate_on(last),
@@ -151,10 +151,10 @@ impl Record {
     fn in_contact(&self, primary: &Primary) -> Step {
         match primary {
             Primary::Critical { cause, from } if cause.ends_with_contact() => {
-                self.from_rest_in_session(*from)
+                self.go_on_in_session(*from)
             }
             Primary::Fenced { by, from } => {
-                let mut step = self.from_rest_in_session(*from);
+                let mut step = self.go_on_in_session(*from);
                 step.next.remember(*by);
                 step
             }
@@ -439,7 +439,7 @@ impl Record {
     pub(super) fn mended(&self, primary: &Primary) -> Step {
         match primary {
             Primary::Critical { cause, from } if !cause.is_about_histories() => {
-                self.from_rest_in_session(*from)
+                self.go_on_in_session(*from)
             }
             Primary::Critical { .. }
             | Primary::Ready { .. }
@@ -456,9 +456,9 @@ impl Record {
         }
     }
 
-    /// As [`from_rest`](Self::from_rest), while a session is open: what is asked next is a cycle.
-    fn from_rest_in_session(&self, from: SuspendedFrom) -> Step {
-        let mut step = self.from_rest(from);
+    /// As [`go_on_from`](Self::go_on_from), while a session is open: what is asked next is a cycle.
+    fn go_on_in_session(&self, from: SuspendedFrom) -> Step {
+        let mut step = self.go_on_from(from);
         step.effects.retain(|effect| *effect != Effect::OpenSession);
         step
     }

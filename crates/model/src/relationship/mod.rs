@@ -29,6 +29,7 @@
 mod event;
 mod facts;
 mod guard;
+mod parted;
 mod primary;
 mod refused;
 mod replica;

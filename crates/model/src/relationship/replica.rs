@@ -4,12 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::contract::{FailoverType, ReplicationState};
 use crate::relationship::event::{
-    CopyPurpose, Effect, Event, FailoverChoice, PrimaryGuest, Report, TakeOverNews, VmPower,
+    CopyPurpose, Effect, Event, FailoverChoice, PrimaryGuest, VmPower,
 };
 use crate::relationship::guard::Operation;
-use crate::relationship::primary::{Copying, Primary, ResyncCause, SuspendedFrom, Work};
+use crate::relationship::primary::{Copying, Primary, ResyncCause, Work};
 use crate::relationship::refused::Refused;
-use crate::relationship::standing::{descends, has};
+use crate::relationship::standing::has;
 use crate::relationship::{Record, Role, Step};
 use crate::{Lineage, LineageId, Sequence};
 
@@ -303,7 +303,7 @@ impl Record {
         self.to(role, effects)
     }
 
-    fn not_here(&self, operation: Operation) -> Refused {
+    pub(super) fn not_here(&self, operation: Operation) -> Refused {
         Refused::State {
             operation,
             mode: self.mode(),
@@ -431,161 +431,12 @@ impl Record {
         Ok(step)
     }
 
-    fn set_prepared(&self, replica: &Replica, prepared: Option<Sequence>) -> Step {
+    pub(super) fn set_prepared(&self, replica: &Replica, prepared: Option<Sequence>) -> Step {
         let role = Role::Replica(Replica {
             prepared,
             ..replica.clone()
         });
         self.to(role, Vec::new())
-    }
-
-    /// The primary has gone on with a history that takes up ours. As in
-    /// [`prepared_cancelled`](Self::prepared_cancelled), a number is used up.
-    fn primary_news(&self, replica: &Replica, news: TakeOverNews) -> Step {
-        let TakeOverNews::TakenOver { lineage, ancestors } = news else {
-            return self.unchanged();
-        };
-        if lineage.id == self.lineage.id || has(&self.ancestors, lineage.id) {
-            return self.unchanged();
-        }
-        match &replica.phase {
-            ReplicaPhase::WaitingInitial
-            | ReplicaPhase::Replicating
-            | ReplicaPhase::Suspended
-            | ReplicaPhase::Critical(_)
-            | ReplicaPhase::Resyncing => {
-                if !descends(&lineage, &ancestors, self.lineage.id) {
-                    return self.unchanged();
-                }
-                let mut step = self.set_prepared(replica, None);
-                step.next.drawn = self.draw();
-                step.next.follow(lineage, &ancestors);
-                step
-            }
-            // Given up by an operator there: known here as abandoned, so that it cannot be
-            // committed any more.
-            ReplicaPhase::FailedOver { lineage: own, .. } => {
-                let mut step = self.unchanged();
-                if has(&ancestors, own.id) {
-                    step.next.remember(*own);
-                }
-                step
-            }
-            ReplicaPhase::Committed { .. } | ReplicaPhase::Reversing { .. } => {
-                if descends(&lineage, &ancestors, self.lineage.id) {
-                    self.stand_down(lineage)
-                } else {
-                    self.unchanged()
-                }
-            }
-            // What has begun is brought to its end; the primary says it again.
-            ReplicaPhase::FailingOver(_)
-            | ReplicaPhase::Reverting { .. }
-            | ReplicaPhase::Committing { .. } => self.unchanged(),
-        }
-    }
-
-    /// A committed failover is a primary without a replica; overruled, it is a fenced one.
-    fn stand_down(&self, by: Lineage) -> Step {
-        let from = SuspendedFrom::ResyncRequired {
-            cause: ResyncCause::Requested,
-        };
-        let role = Role::Primary(Primary::Fenced { by, from });
-        self.to(
-            role,
-            vec![Effect::StopWork, Effect::Report(Report::Fenced { by })],
-        )
-    }
-
-    fn survive_as_replica(
-        &self,
-        replica: &Replica,
-        over: Lineage,
-        ancestors: Vec<Lineage>,
-        lineage: LineageId,
-    ) -> Result<Step, Refused> {
-        let mut given_up = ancestors;
-        given_up.push(over);
-        match &replica.phase {
-            ReplicaPhase::Committed { .. } if over.id != self.lineage.id => {
-                let mut step = self.to(self.role.clone(), vec![Effect::AnnounceTakeOver]);
-                step.next.fork(lineage, self.drawn, &given_up);
-                Ok(step)
-            }
-            ReplicaPhase::Committed { .. }
-            | ReplicaPhase::WaitingInitial
-            | ReplicaPhase::Replicating
-            | ReplicaPhase::Suspended
-            | ReplicaPhase::Critical(_)
-            | ReplicaPhase::Resyncing
-            | ReplicaPhase::FailingOver(_)
-            | ReplicaPhase::FailedOver { .. }
-            | ReplicaPhase::Reverting { .. }
-            | ReplicaPhase::Committing { .. }
-            | ReplicaPhase::Reversing { .. } => Err(Refused::NothingToSettle),
-        }
-    }
-
-    fn yield_as_replica(&self, replica: &Replica, to: Lineage) -> Result<Step, Refused> {
-        match &replica.phase {
-            ReplicaPhase::Committed { .. }
-                if to.id != self.lineage.id && !has(&self.ancestors, to.id) =>
-            {
-                Ok(self.stand_down(to))
-            }
-            ReplicaPhase::Committed { .. }
-            | ReplicaPhase::WaitingInitial
-            | ReplicaPhase::Replicating
-            | ReplicaPhase::Suspended
-            | ReplicaPhase::Critical(_)
-            | ReplicaPhase::Resyncing
-            | ReplicaPhase::FailingOver(_)
-            | ReplicaPhase::FailedOver { .. }
-            | ReplicaPhase::Reverting { .. }
-            | ReplicaPhase::Committing { .. }
-            | ReplicaPhase::Reversing { .. } => Err(Refused::NothingToSettle),
-        }
-    }
-
-    /// Asked again after a lost answer, it is a replica already.
-    fn be_adopted_as_replica(
-        &self,
-        replica: &Replica,
-        lineage: Lineage,
-        ancestors: &[Lineage],
-        vm: VmPower,
-    ) -> Result<Step, Refused> {
-        let operation = Operation::MarkAsReplica;
-        match &replica.phase {
-            ReplicaPhase::WaitingInitial
-            | ReplicaPhase::Replicating
-            | ReplicaPhase::Suspended
-            | ReplicaPhase::Critical(_)
-            | ReplicaPhase::Resyncing
-                if lineage.id == self.lineage.id =>
-            {
-                Ok(self.unchanged())
-            }
-            ReplicaPhase::Committed { .. } | ReplicaPhase::Reversing { .. } => {
-                let is_known = lineage.id == self.lineage.id || has(&self.ancestors, lineage.id);
-                if is_known || !descends(&lineage, ancestors, self.lineage.id) {
-                    Err(Refused::SplitBrain { theirs: lineage.id })
-                } else if vm == VmPower::Running {
-                    Err(Refused::VmRunning { operation })
-                } else {
-                    Ok(self.become_replica(vec![Effect::StopWork], lineage, ancestors))
-                }
-            }
-            ReplicaPhase::WaitingInitial
-            | ReplicaPhase::Replicating
-            | ReplicaPhase::Suspended
-            | ReplicaPhase::Critical(_)
-            | ReplicaPhase::Resyncing
-            | ReplicaPhase::FailingOver(_)
-            | ReplicaPhase::FailedOver { .. }
-            | ReplicaPhase::Reverting { .. }
-            | ReplicaPhase::Committing { .. } => Err(self.not_here(operation)),
-        }
     }
 
     /// The guest may run unless its failover is being ended, or was overruled.

@@ -1,16 +1,15 @@
 //! What operators ask of a primary, and what its peer may ask of it.
 
 use crate::contract::InitialReplicationType;
-use crate::relationship::event::{CancelHow, CopyPurpose, Effect, Event, Report, VmPower};
+use crate::relationship::event::{CancelHow, CopyPurpose, Effect, Event, VmPower};
 use crate::relationship::facts::stop_work;
 use crate::relationship::guard::Operation;
 use crate::relationship::primary::{
-    Copying, CriticalCause, Cycle, PlannedStart, Primary, ResyncCause, SuspendedFrom, Work,
+    Copying, CriticalCause, Cycle, PlannedStart, Primary, ResyncCause, Work,
 };
 use crate::relationship::refused::Refused;
-use crate::relationship::standing::{descends, has};
 use crate::relationship::{Record, Role, Step};
-use crate::{Lineage, LineageId, Sequence, Timestamp};
+use crate::{Sequence, Timestamp};
 
 /// How far ahead a start may be scheduled: 7 days.
 const MAX_AHEAD_MICROS: u64 = 7 * 24 * 3600 * 1_000_000;
@@ -204,7 +203,7 @@ impl Record {
                 ..
             } => Ok(self.primary(primary.clone(), vec![Effect::OpenSession])),
             Primary::Suspended { from } | Primary::Critical { from, .. } => {
-                Ok(self.from_rest(*from))
+                Ok(self.go_on_from(*from))
             }
             Primary::ResyncSuspended(copying) => Ok(self.copy_on(*copying, Primary::Resyncing)),
             Primary::Fenced { by, .. } => Err(Refused::TakenOver { by: *by }),
@@ -328,118 +327,5 @@ impl Record {
         let mut effects = stop_work(primary);
         effects.push(Effect::StopTracking);
         Ok(self.primary(Primary::ResyncRequired { cause, at: None }, effects))
-    }
-
-    /// Where the histories have parted, an operator's word that this side's is the one to keep.
-    fn survive(
-        &self,
-        primary: &Primary,
-        over: Lineage,
-        ancestors: Vec<Lineage>,
-        lineage: LineageId,
-    ) -> Result<Step, Refused> {
-        let mut given_up = ancestors;
-        given_up.push(over);
-        let is_own = over.id == self.lineage.id;
-        if let Primary::Fenced { by, .. } = primary {
-            given_up.push(*by);
-        }
-        match primary {
-            Primary::Fenced { .. } => Ok(self.go_on_alone(primary, lineage, &given_up)),
-            Primary::Critical {
-                cause: CriticalCause::SplitBrain { .. } | CriticalCause::WentOnAlone,
-                ..
-            } if !is_own => Ok(self.go_on_alone(primary, lineage, &given_up)),
-            Primary::Critical { .. }
-            | Primary::Ready { .. }
-            | Primary::Copying(_)
-            | Primary::Replicating { .. }
-            | Primary::Preparing { .. }
-            | Primary::Prepared { .. }
-            | Primary::AskingToGoOn { .. }
-            | Primary::Suspended { .. }
-            | Primary::ResyncRequired { .. }
-            | Primary::Resyncing(_)
-            | Primary::ResyncSuspended(_) => Err(Refused::NothingToSettle),
-        }
-    }
-
-    /// Where the histories have parted, an operator's word that the other side's is kept.
-    fn yield_to(&self, primary: &Primary, to: Lineage) -> Result<Step, Refused> {
-        match primary {
-            Primary::Critical {
-                cause: CriticalCause::SplitBrain { theirs },
-                ..
-            } if *theirs == to.id => Ok(self.fence(primary, to)),
-            Primary::Fenced { by, .. } if by.id == to.id => Ok(self.unchanged()),
-            Primary::Critical { .. }
-            | Primary::Fenced { .. }
-            | Primary::Ready { .. }
-            | Primary::Copying(_)
-            | Primary::Replicating { .. }
-            | Primary::Preparing { .. }
-            | Primary::Prepared { .. }
-            | Primary::AskingToGoOn { .. }
-            | Primary::Suspended { .. }
-            | Primary::ResyncRequired { .. }
-            | Primary::Resyncing(_)
-            | Primary::ResyncSuspended(_) => Err(Refused::NothingToSettle),
-        }
-    }
-
-    /// Begins a history of this side's own, which the replica can follow only by comparing disks.
-    /// `over` is abandoned with it.
-    fn go_on_alone(&self, primary: &Primary, lineage: LineageId, over: &[Lineage]) -> Step {
-        let mut effects = stop_work(primary);
-        effects.push(Effect::AnnounceTakeOver);
-        effects.push(Effect::Report(Report::Critical(CriticalCause::WentOnAlone)));
-        let next = Primary::Critical {
-            cause: CriticalCause::WentOnAlone,
-            from: SuspendedFrom::ResyncRequired {
-                cause: ResyncCause::Requested,
-            },
-        };
-        let left_at = primary
-            .last_receipt()
-            .map_or(self.drawn, |last| last.sequence);
-        let mut step = self.primary(next, effects);
-        step.next.fork(lineage, left_at, over);
-        step
-    }
-
-    /// The survivor of a failover asks that this host keep its replica.
-    ///
-    /// Only a history that the survivor's has taken up, or that an operator gave up here, is
-    /// overwritten, and only while no guest writes it.
-    fn be_adopted(
-        &self,
-        primary: &Primary,
-        lineage: Lineage,
-        ancestors: &[Lineage],
-        vm: VmPower,
-    ) -> Result<Step, Refused> {
-        let operation = Operation::MarkAsReplica;
-        let gave_up = match primary {
-            Primary::Fenced { by, .. } => by.id == lineage.id || has(ancestors, by.id),
-            Primary::Ready { .. }
-            | Primary::Copying(_)
-            | Primary::Replicating { .. }
-            | Primary::Preparing { .. }
-            | Primary::Prepared { .. }
-            | Primary::AskingToGoOn { .. }
-            | Primary::Suspended { .. }
-            | Primary::Critical { .. }
-            | Primary::ResyncRequired { .. }
-            | Primary::Resyncing(_)
-            | Primary::ResyncSuspended(_) => false,
-        };
-        let is_known = lineage.id == self.lineage.id || has(&self.ancestors, lineage.id);
-        if is_known || !(gave_up || descends(&lineage, ancestors, self.lineage.id)) {
-            return Err(Refused::SplitBrain { theirs: lineage.id });
-        }
-        if vm == VmPower::Running {
-            return Err(Refused::VmRunning { operation });
-        }
-        Ok(self.become_replica(stop_work(primary), lineage, ancestors))
     }
 }
