@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::package;
 use crate::process;
 use crate::setup;
 use crate::tidy;
@@ -125,6 +126,7 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
         ];
         process::run(cargo(&arguments).env(volume::VARIABLE, volume.path()))
     })?;
+    report.step("package", || package::run(workspace))?;
     report.step("references", || tidy::check_references(workspace))
 }
 

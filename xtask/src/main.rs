@@ -11,6 +11,7 @@
 mod bench;
 mod ci;
 mod fuzz;
+mod package;
 mod process;
 mod setup;
 mod tidy;
@@ -47,6 +48,8 @@ enum Task {
     Test,
     /// Check crate arrows, file sizes, forbidden words, decision records, links and generated references
     Tidy,
+    /// Build the Debian package from the release program, and try it
+    Package,
     /// Run fuzz targets
     Fuzz(fuzz::Arguments),
     /// Measure the budgets, side by side with stock tools
@@ -71,6 +74,7 @@ fn run(task: &Task) -> Result<ExitCode> {
         Task::Unmount => TestVolume::unmount(&workspace)?,
         Task::Test => return Ok(ci::run(&workspace)),
         Task::Tidy => tidy::run(&workspace)?,
+        Task::Package => package::run(&workspace)?,
         Task::Fuzz(arguments) => fuzz::run(&workspace, arguments)?,
         Task::Bench(arguments) => return bench::run(&workspace, arguments),
     }

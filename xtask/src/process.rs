@@ -13,9 +13,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::{Result, anyhow, bail};
 
 /// Programs that are started here or by the tests, with the Debian package of each.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("apt-get", "apt"),
     ("c++", "g++"),
+    ("dpkg", "dpkg"),
+    ("dpkg-deb", "dpkg"),
+    ("gzip", "gzip"),
     ("mkfs.xfs", "xfsprogs"),
     ("mount", "mount"),
     ("nbdcopy", "libnbd-bin"),
@@ -26,6 +29,7 @@ const PACKAGES: [(&str, &str); 12] = [
     ("qemu-nbd", "qemu-utils"),
     // Debian 12 has it here; its backports and later releases in qemu-utils.
     ("qemu-storage-daemon", "qemu-system-common"),
+    ("strip", "binutils"),
     ("umount", "mount"),
 ];
 

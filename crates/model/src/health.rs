@@ -154,6 +154,34 @@ impl HealthReason {
         }
     }
 
+    /// A word for the kind of reason, which programs can rely on.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::CyclesMissed { .. } => "cycles_missed",
+            Self::NothingSent { .. } => "nothing_sent",
+            Self::NothingReceived { .. } => "nothing_received",
+            Self::TransfersSlow { .. } => "transfers_slow",
+            Self::InitialReplicationIncomplete => "initial_replication_incomplete",
+            Self::FailedOverWithoutReverse => "failed_over_without_reverse",
+            Self::PausedOnPrimary => "paused_on_primary",
+            Self::PausedOnReplica => "paused_on_replica",
+            Self::CannotSend { .. } => "cannot_send",
+            Self::ResynchronizationRequired { .. } => "resynchronization_required",
+            Self::ResynchronizationRunning => "resynchronization_running",
+            Self::ReplicationError { .. } => "replication_error",
+            Self::StateUnknown => "state_unknown",
+            Self::Unverified => "unverified",
+            Self::SpaceLow { .. } => "space_low",
+            Self::SpaceCritical { .. } => "space_critical",
+            Self::ReserveMissing { .. } => "reserve_missing",
+            Self::ClocksDiffer { .. } => "clocks_differ",
+            Self::CertificateExpires { .. } => "certificate_expires",
+            Self::CertificateExpired { .. } => "certificate_expired",
+            Self::BacklogTooLong { .. } => "backlog_too_long",
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub const fn remedy(&self) -> &'static str {

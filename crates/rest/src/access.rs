@@ -29,6 +29,7 @@ use AccessRole::{Administrator, Operator, Viewer};
 /// Operators do what a drill or a disaster takes; settings, trust and what destroys are for
 /// administrators.
 pub const ACCESS: &[AccessRule] = &[
+    rule("GET", "/metrics", Viewer),
     rule("GET", "/v1/host", Viewer),
     rule("GET", "/v1/host/settings", Viewer),
     rule("PATCH", "/v1/host/settings", Administrator),

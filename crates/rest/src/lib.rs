@@ -12,6 +12,7 @@ pub mod client;
 mod feed;
 mod front;
 mod listen;
+mod metrics;
 mod patience;
 mod problem;
 mod routes;
@@ -20,9 +21,9 @@ pub mod wire;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::middleware::{from_fn, map_response};
 use axum::response::Response;
+use axum::{Extension, Router};
 use http::{HeaderValue, StatusCode, header};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_service::api::Operations;
@@ -34,6 +35,7 @@ use crate::front::Front;
 pub use access::{ACCESS, AccessRule, required_role};
 pub use front::Limits;
 pub use listen::{BindUnixError, CertificateCaller, Listener, TlsConfigSource, bind_unix, serve};
+pub use metrics::AlertCounters;
 pub use problem::{PROBLEM_JSON, Problem, status_of};
 pub use routes::{openapi, openapi_json};
 pub use unix_access::UnixAccess;
@@ -81,6 +83,13 @@ pub fn rest(operations: Arc<dyn Operations>, limits: Limits) -> Rest {
 }
 
 impl Rest {
+    /// The metrics also tell what became of the alerts that `counters` counts.
+    #[must_use]
+    pub fn with_alerts(mut self, counters: Arc<AlertCounters>) -> Self {
+        self.router = self.router.layer(Extension(counters));
+        self
+    }
+
     /// Answers one request, which carries its caller as an extension: what [`serve`] does with
     /// each, for whoever has connections of their own.
     pub async fn answer(&self, request: axum::extract::Request) -> Response {

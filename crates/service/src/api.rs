@@ -286,10 +286,14 @@ pub struct HealthView {
     pub loss: LossView,
     /// How long a start of the newest moment would take.
     pub start: StartView,
+    /// Free on the file system of the replica's store; absent where there is no store.
+    pub free_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthReason {
+    /// A word that programs can rely on, such as `space_low`.
+    pub kind: &'static str,
     pub health: ReplicationHealth,
     pub what: String,
     pub remedy: String,

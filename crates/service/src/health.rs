@@ -22,6 +22,7 @@ impl Service {
                 reasons: Vec::new(),
                 loss: LossView::default(),
                 start: StartView::default(),
+                free_bytes: None,
             };
         };
         let assessed = self.assess(vm, &relation);
@@ -32,6 +33,7 @@ impl Service {
                 .reasons
                 .iter()
                 .map(|reason| HealthReason {
+                    kind: reason.kind(),
                     health: reason.health(),
                     what: reason.to_string(),
                     remedy: reason.remedy().to_owned(),
@@ -39,6 +41,7 @@ impl Service {
                 .collect(),
             loss: self.loss_of(vm, &relation),
             start: self.start_of(vm),
+            free_bytes: vm.store_facts().status.map(|status| status.available_bytes),
         }
     }
 

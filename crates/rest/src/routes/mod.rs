@@ -5,6 +5,7 @@ mod events;
 mod failover;
 mod host;
 mod jobs;
+mod metrics;
 mod points;
 mod replication;
 mod vms;
@@ -26,6 +27,7 @@ pub(crate) fn all() -> OpenApiRouter<Front> {
         .routes(routes!(host::settings, host::modify_settings))
         .routes(routes!(host::document))
         .routes(routes!(host::test_connection))
+        .routes(routes!(metrics::metrics))
         .routes(routes!(vms::list, vms::define))
         .routes(routes!(vms::show, vms::undefine))
         .routes(routes!(vms::start))

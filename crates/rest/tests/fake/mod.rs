@@ -56,6 +56,7 @@ struct State {
     /// The first event that is still kept.
     first_event: u64,
     points: Vec<PointView>,
+    mode: ReplicationMode,
     entries: Vec<AuthorizationEntryView>,
     /// Calls wait while this is so.
     held: bool,
@@ -74,6 +75,7 @@ impl Fake {
                 events: Vec::new(),
                 first_event: 1,
                 points: points(),
+                mode: ReplicationMode::Primary,
                 entries: vec![entry("*.example.com"), entry("*")],
                 held: false,
                 broken: false,
@@ -129,6 +131,11 @@ impl Fake {
             state.job.error_description = description.to_owned();
         });
         self.happens("job_ended");
+    }
+
+    /// The VM is this to replication from now on.
+    pub fn becomes(&self, mode: ReplicationMode) {
+        self.change(|state| state.mode = mode);
     }
 
     /// Another event.
@@ -369,8 +376,11 @@ impl Operations for Fake {
     }
 
     fn vms(&self, caller: &Caller) -> Result<Vec<VmView>, Rejection> {
-        self.called(caller, "vms".to_owned()).map(drop)?;
-        Ok(vec![vm()])
+        let state = self.called(caller, "vms".to_owned())?;
+        Ok(vec![VmView {
+            replication_mode: state.mode,
+            ..vm()
+        }])
     }
 
     fn vm(&self, caller: &Caller, name: &VmRef) -> Result<VmView, Rejection> {
@@ -423,12 +433,14 @@ impl Operations for Fake {
             vm: VM,
             health: ReplicationHealth::Warning,
             reasons: vec![HealthReason {
+                kind: "cycles_missed",
                 health: ReplicationHealth::Warning,
                 what: "more than a fifth of the cycles were missed".to_owned(),
                 remedy: "see whether the link carries the changes".to_owned(),
             }],
             loss: LOSS,
             start: START,
+            free_bytes: Some(5 << 30),
         })
     }
 

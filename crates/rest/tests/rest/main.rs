@@ -6,6 +6,7 @@ mod fake;
 mod document;
 mod hostile;
 mod listeners;
+mod metrics;
 mod roles;
 mod routes;
 mod streams;
