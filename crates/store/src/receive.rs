@@ -143,7 +143,7 @@ impl<R: Read> Receiving<R> {
 impl Drop for Part {
     fn drop(&mut self) {
         if let Some((path, _)) = &self.stored {
-            // Once it was admitted it has another name. What stays goes when the store is opened.
+            // It was never admitted. What stays goes when the store is opened.
             let _ = files::remove(self.disk.as_ref(), path);
         }
     }
@@ -197,10 +197,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`receive`](Self::receive).
-    pub fn refuse_unwanted<R: Read>(
-        &self,
-        receiving: &mut Receiving<R>,
-    ) -> Result<(), StoreError> {
+    pub fn refuse_unwanted<R: Read>(&self, receiving: &mut Receiving<R>) -> Result<(), StoreError> {
         let decoder = &receiving.decoder;
         self.refuse_unless_welcome(decoder.header(), decoder.manifest())?;
         receiving.is_known = self.known_id(decoder.header().sequence).is_some();
@@ -221,7 +218,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`receive`](Self::receive).
-    pub fn admit(&mut self, part: Part) -> Result<Received, StoreError> {
+    pub fn admit(&mut self, mut part: Part) -> Result<Received, StoreError> {
         if self.broken {
             return Err(Refused::Reopen.into());
         }
@@ -230,7 +227,7 @@ impl Store {
         if let Some(known) = self.known_id(sequence) {
             return self.repeated(&part, known);
         }
-        let Some((from, delta)) = &part.stored else {
+        let Some((from, delta)) = part.stored.take() else {
             // It was here when it began to be received, and is not any more.
             return Err(Refused::TooOld {
                 sequence,
@@ -238,16 +235,18 @@ impl Store {
             }
             .into());
         };
-        let outcome = self.reserve_for(delta).and_then(|()| {
+        let outcome = self.reserve_for(&delta).and_then(|()| {
             let path = self.layout.delta(&self.state.lineage.id, sequence);
-            self.disk.rename(from, &path).context("rename", from)?;
+            self.disk.rename(&from, &path).context("rename", &from)?;
             // From here on the delta may survive a crash, so a failure must not forget it.
             let synced = files::sync_parent(self.disk.as_ref(), &path);
             self.broken |= synced.is_err();
             synced
         });
         if let Err(error) = outcome {
-            self.broken |= self.reserve_what_fits().is_err();
+            let cleaned =
+                files::remove(self.disk.as_ref(), &from).and_then(|()| self.reserve_what_fits());
+            self.broken |= cleaned.is_err();
             return Err(error);
         }
         let receipt = Receipt {
@@ -257,7 +256,7 @@ impl Store {
         };
         self.broken_spool
             .retain(|broken| broken.sequence != sequence);
-        self.spool.push(delta.clone());
+        self.spool.push(delta);
         Ok(Received {
             receipt,
             repeated: false,

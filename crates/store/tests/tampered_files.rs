@@ -254,7 +254,10 @@ fn a_part_planted_while_the_store_is_open_is_not_written_through() {
     let (sequence, _) = closed.shadow.newest().unwrap();
     symlink(
         &secret,
-        closed.path(&format!("spool/{}-{sequence}.0.part", closed.shadow.lineage)),
+        closed.path(&format!(
+            "spool/{}-{sequence}.0.part",
+            closed.shadow.lineage
+        )),
     )
     .unwrap();
     store.receive(&stream[..]).unwrap();
