@@ -464,7 +464,12 @@ impl Host for Service {
                 let sequence = message.sequence;
                 self.step(&vm, Event::Prepared { sequence })
             }
-            PlannedPhase::Cancelled => self.step(&vm, Event::PreparedCancelled { sequence: message.sequence }),
+            PlannedPhase::Cancelled => self.step(
+                &vm,
+                Event::PreparedCancelled {
+                    sequence: message.sequence,
+                },
+            ),
         }
         .map_err(|error| refusal(RefusalCode::Failed, &with_causes(&error)))
     }

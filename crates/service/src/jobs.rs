@@ -227,13 +227,13 @@ impl Service {
         // Refused wishes leave no job behind.
         let allowed = vm.core().decide(self.now(), event.clone());
         if let Err(error) = allowed {
-            return Err(crate::operations::rejection_of_step(error));
+            return Err(crate::rejection::rejection_of_step(error));
         }
         let job = self.new_job(caller, vm.id, job_type, goal)?;
         let id = JobId(*job.row.id.as_bytes());
         vm.core().jobs.push(job);
         if let Err(error) = self.step(vm, event) {
-            let rejection = crate::operations::rejection_of_step(error);
+            let rejection = crate::rejection::rejection_of_step(error);
             let mut core = vm.core();
             if let Some(at) = position(&core, id) {
                 let job = core.jobs.remove(at);

@@ -25,9 +25,8 @@ use crate::api::{Accepted, EnableReplication, NewVm, NewVmDisk, Rejection, Sever
 use crate::host::refusal;
 use crate::jobs::not_saved;
 use crate::ledger::document;
-use crate::operations::{
-    failed, invalid, not_replicated, rejection_of_link, rejection_of_refused, split_point,
-};
+use crate::operations::split_point;
+use crate::rejection::{failed, invalid, not_replicated, rejection_of_link, rejection_of_refused};
 use crate::relation::{PeerPlace, Relation, Saved};
 use crate::service::{Service, with_causes};
 use crate::vm::{Core, DisksPlace, Facts, Task, Vm, VmArc};

@@ -15,7 +15,7 @@ use lifeboat_sys::host;
 use crate::api::{Accepted, Rejection, Severity};
 use crate::jobs::not_saved;
 use crate::ledger::document;
-use crate::operations::{failed, rejection_of_refused};
+use crate::rejection::{failed, rejection_of_refused};
 use crate::replica::{ReplicaStore, store_code};
 use crate::service::{Service, with_causes};
 use crate::vm::{Core, DisksPlace, Facts, Vm, VmArc};
@@ -47,7 +47,7 @@ impl Service {
             let core = vm.core();
             let relation = core
                 .relation()
-                .ok_or_else(crate::operations::not_replicated)?;
+                .ok_or_else(crate::rejection::not_replicated)?;
             relation
                 .record()
                 .refuse_unless(Operation::TestReplicaSystem)
