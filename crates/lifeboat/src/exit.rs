@@ -149,7 +149,7 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Usage { .. } => Exit::Usage,
-            Self::Store(error) | Self::Demo(DemoError::Store(error)) => of_store(error),
+            Self::Store(error) => of_store(error),
             Self::Demo(DemoError::FolderNotEmpty { .. }) => Exit::Refused,
             Self::Demo(DemoError::File { source, .. }) => of_io(source),
             Self::File { source, .. } | Self::Read { source, .. } => of_io(source),

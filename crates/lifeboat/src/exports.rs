@@ -4,8 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use lifeboat_nbd::{Access, ContextName, Export, Extent, Granularity, HOLE, Holes, ZERO};
-use lifeboat_store::{FailoverDisk, PointReader, RangeKind};
-use lifeboat_sys::disk::GuestDisk;
+use lifeboat_store::{PointReader, RangeKind};
 
 /// How much of a disk is looked at for one answer; clients ask again from where it ends.
 const EXTENT_WINDOW: u64 = 256 << 20;
@@ -78,68 +77,5 @@ impl Export for PointExport {
         };
         let ranges = self.reader.ranges(offset..end)?.into_iter();
         Ok(ranges.map(extent).take(limit).collect())
-    }
-}
-
-/// One disk of a failed-over VM, for reading and writing.
-#[derive(Debug)]
-pub struct FailoverExport {
-    disk: FailoverDisk,
-}
-
-impl FailoverExport {
-    #[must_use]
-    pub fn new(disk: FailoverDisk) -> Self {
-        Self { disk }
-    }
-}
-
-impl Export for FailoverExport {
-    fn size(&self) -> u64 {
-        self.disk.size()
-    }
-
-    fn access(&self) -> Access {
-        Access::ReadWrite
-    }
-
-    fn granularity(&self) -> Granularity {
-        Granularity::default()
-    }
-
-    fn contexts(&self) -> Vec<ContextName> {
-        Vec::new()
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.disk.read_at(into, offset)
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.disk.write_at(data, offset)
-    }
-
-    /// An overlay keeps no space for zeroes, whatever is asked.
-    fn write_zeroes(&self, offset: u64, length: u64, _holes: Holes) -> io::Result<()> {
-        self.disk.zero(offset, length)
-    }
-
-    fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.disk.zero(offset, length)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.disk.flush()
-    }
-
-    fn extents(
-        &self,
-        context: &ContextName,
-        _offset: u64,
-        _length: u64,
-        _limit: usize,
-    ) -> io::Result<Vec<Extent>> {
-        let why = format!("there is no map {context}");
-        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 }

@@ -99,12 +99,13 @@ impl Service {
     }
 
     /// In which ranges the two sides may differ after a swap, by the maps of both; or why the
-    /// maps are not believed.
+    /// maps are not believed. `copy` is the moment of the reversal itself: maps that begin with
+    /// it say nothing of what the VM wrote before.
     pub(crate) fn diverged(
         &self,
         vm: &VmArc,
         relation: &Relation,
-        _disks: &[impl Sized],
+        copy: Sequence,
     ) -> Result<Vec<(DiskId, Vec<Range<u64>>)>, String> {
         let reversal = relation
             .saved
@@ -136,6 +137,13 @@ impl Service {
                 .map_err(|error| with_causes(&error))?
                 .ok_or("the survivor's divergence map is gone")?
         };
+        let tracking = self.inner.hypervisor.tracking(vm.id);
+        match tracking.map_err(|error| with_causes(&error))? {
+            Tracking::Since { moments } if moments.first().is_some_and(|first| *first < copy) => {}
+            Tracking::Since { .. } | Tracking::Off | Tracking::Unknown { .. } => {
+                return Err("what the VM wrote since the commit is not known".to_owned());
+            }
+        }
         let written = self
             .inner
             .hypervisor

@@ -153,13 +153,13 @@ impl Service {
         &self,
         vm: &VmArc,
     ) -> Result<(), crate::failover::FailoverTrouble> {
-        if vm.core().relation().is_some() {
-            self.give_committed_disks(vm)
-        } else {
-            self.give_committed_disks(vm)?;
+        // Maps that are lost or doubtful stay so: they are never begun anew where the VM may
+        // have written meanwhile.
+        self.define_committed_disks(vm)?;
+        if vm.core().relation().is_none() {
             self.inner.hypervisor.stop_tracking(vm.id)?;
-            Ok(())
         }
+        Ok(())
     }
 
     fn open_test(&self, test: &VmArc, others: &[VmArc]) {

@@ -136,6 +136,9 @@ impl Service {
             Err(trouble) => {
                 let text = format!("{what}: {}", with_causes(&trouble));
                 self.note_trouble(vm, ReturnCode::Failed, text);
+                if let CopyTrouble::Unproved { why } = &trouble {
+                    self.report_comparison(vm, why);
+                }
                 if let CopyTrouble::Untracked { .. } | CopyTrouble::Unproved { .. } = trouble {
                     self.tell(vm, Event::NeedsResync(ResyncCause::TrackingLost));
                 }
@@ -205,22 +208,13 @@ impl Service {
         let pieces = match purpose {
             CopyPurpose::Initial => all_pieces(&disks, &progress, Way::Everything),
             CopyPurpose::Compare => all_pieces(&disks, &progress, Way::WhatDiffers),
-            CopyPurpose::Reverse => match self.diverged(vm, relation, &disks) {
+            CopyPurpose::Reverse => match self.diverged(vm, relation, copy) {
                 Ok(diverged) => {
                     job.prove(&diverged)?;
                     pieces_of(&disks, &diverged, &progress)
                 }
                 Err(why) => {
-                    let name = vm.name();
-                    let message = format!(
-                        "{name}: the disks of both sides are compared, because the maps are not believed: {why}"
-                    );
-                    self.report(
-                        Some(vm.id),
-                        crate::api::Severity::Info,
-                        "reversal",
-                        &message,
-                    );
+                    self.report_comparison(vm, &why);
                     all_pieces(&disks, &progress, Way::WhatDiffers)
                 }
             },
@@ -231,6 +225,16 @@ impl Service {
             .sum();
         vm.meter.begin(what_of(purpose), total);
         job.run(&pieces)
+    }
+
+    /// Says why a reversal compares everything.
+    fn report_comparison(&self, vm: &VmArc, why: &str) {
+        let name = vm.name();
+        let message = format!(
+            "{name}: the disks of both sides are compared, because the maps are not believed: {why}"
+        );
+        let severity = crate::api::Severity::Info;
+        self.report(Some(vm.id), severity, "reversal", &message);
     }
 
     /// Sees to it that changes during the copy are known.
@@ -605,8 +609,15 @@ impl Job<'_> {
                 if self.stop.is_asked() {
                     return Err(CopyTrouble::Stopped);
                 }
-                let differing = self.compare(disk, &ranges, BLOCK_SIZE)?;
-                let outside = differing.iter().find(|range| !is_known(known, range));
+                let mut differing = self.compare(disk, &ranges, BLOCK_SIZE)?;
+                differing.retain(|range| !is_known(known, range));
+                if differing.is_empty() {
+                    continue;
+                }
+                // The VM runs: what it wrote since the maps were looked at is in them by now,
+                // and the next delta carries it.
+                let written = self.written(&disk.id)?;
+                let outside = differing.iter().find(|range| !is_known(&written, range));
                 if let Some(range) = outside {
                     return Err(CopyTrouble::Unproved {
                         why: format!(
@@ -618,6 +629,15 @@ impl Job<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What the VM has written to a disk since the commit, ascending; nothing where nobody knows.
+    fn written(&self, disk: &DiskId) -> Result<Vec<Range<u64>>, CopyTrouble> {
+        let changed = self.service.inner.hypervisor.changed_ranges(self.vm.id);
+        let changed = changed.map_err(|source| CopyTrouble::Disks { source })?;
+        let of_disk = changed.unwrap_or_default().into_iter();
+        let of_disk = of_disk.filter(|(id, _)| id == disk);
+        Ok(of_disk.flat_map(|(_, ranges)| ranges).collect())
     }
 }
 

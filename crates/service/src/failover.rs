@@ -169,7 +169,9 @@ impl Service {
             .as_ref()
             .is_some_and(|replica| replica.store.role() == lifeboat_store::Role::Committed);
         if is_committed {
-            return self.give_committed_disks(vm);
+            // Committed before a restart: the VM may have written since, and what it wrote may
+            // be unknown. Tracking that begins now would claim to know.
+            return self.define_committed_disks(vm);
         }
         if running {
             self.commit_running(vm)?;
@@ -221,8 +223,15 @@ impl Service {
         Ok(())
     }
 
-    /// Defines the VM on the heads, and tracks what it writes from now on.
-    pub(crate) fn give_committed_disks(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+    /// Defines the VM on the heads that it has not used yet, and tracks what it writes from now
+    /// on.
+    fn give_committed_disks(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        self.define_committed_disks(vm)?;
+        self.track_from_here(vm)
+    }
+
+    /// Defines the VM on the heads. What is known of their changes stays as it is.
+    pub(crate) fn define_committed_disks(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
         let backings: Vec<(DiskId, Backing)> = {
             let held = vm.store();
             let replica = held.as_ref().ok_or(FailoverTrouble::NoStore)?;
@@ -236,7 +245,7 @@ impl Service {
         };
         let definition = vm.core().definition.clone();
         self.inner.hypervisor.define(&definition, &backings)?;
-        self.track_from_here(vm)
+        Ok(())
     }
 
     /// Tracks from a moment that nobody has drawn, unless something is tracked already.

@@ -570,7 +570,7 @@ impl Service {
                 remedy: String::new(),
             })?;
         }
-        self.give_committed_disks(vm)
+        self.define_committed_disks(vm)
             .and_then(|()| Ok(self.inner.hypervisor.stop_tracking(vm.id)?))
             .map_err(|error| failed(with_causes(&error)))
     }

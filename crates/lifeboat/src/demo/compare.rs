@@ -1,7 +1,6 @@
 //! Comparing disks with the guest's own record, byte for byte.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use lifeboat_model::DiskId;
 use serde::Serialize;
@@ -19,8 +18,6 @@ pub type ReadDisk<'a> = dyn FnMut(u64, &mut [u8]) -> io::Result<()> + 'a;
 pub struct Compared {
     /// Compared, in bytes.
     pub bytes: u64,
-    /// Of these, while a delta was being applied to the same disks.
-    pub bytes_while_applying: u64,
     pub wrong_bytes: u64,
     /// The first difference; absent when there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,26 +47,14 @@ pub enum Difference {
         offset: u64,
         why: String,
     },
-    #[error("disk {disk}, file {path}: {why}")]
-    File {
-        disk: DiskId,
-        path: String,
-        why: String,
-    },
+    #[error("disk {disk} has no marker of a moment that the guest has been through")]
+    NoMoment { disk: DiskId },
 }
 
 /// Reads all of a disk of `size` bytes and compares it with what the guest wrote.
-/// `applying` tells whether a delta is being applied meanwhile.
-pub fn compare(
-    disk: &DiskId,
-    size: u64,
-    shadow: &Shadow,
-    applying: &AtomicBool,
-    read: &mut ReadDisk<'_>,
-) -> Compared {
+pub fn compare(disk: &DiskId, size: u64, shadow: &Shadow, read: &mut ReadDisk<'_>) -> Compared {
     let mut compared = Compared {
         bytes: 0,
-        bytes_while_applying: 0,
         wrong_bytes: 0,
         first: None,
     };
@@ -88,7 +73,6 @@ pub fn compare(
         let step = (size - offset).min(STEP as u64) as usize;
         // What reading does not fill must not look right.
         found.fill(0xA5);
-        let was_applying = applying.load(Ordering::Relaxed);
         if let Err(error) = read(offset, &mut found[..step]) {
             compared.wrong_bytes += step as u64;
             compared
@@ -107,9 +91,6 @@ pub fn compare(
                 &expected[..step],
                 &mut compared,
             );
-        }
-        if was_applying && applying.load(Ordering::Relaxed) {
-            compared.bytes_while_applying += step as u64;
         }
         compared.bytes += step as u64;
     }
@@ -150,17 +131,11 @@ mod tests {
     }
 
     fn compare_with(found: &[u8], shadow: &Shadow) -> Compared {
-        compare(
-            &disk(),
-            found.len() as u64,
-            shadow,
-            &AtomicBool::new(false),
-            &mut |offset, into| {
-                let start = offset as usize;
-                into.copy_from_slice(&found[start..start + into.len()]);
-                Ok(())
-            },
-        )
+        compare(&disk(), found.len() as u64, shadow, &mut |offset, into| {
+            let start = offset as usize;
+            into.copy_from_slice(&found[start..start + into.len()]);
+            Ok(())
+        })
     }
 
     fn written() -> (Shadow, Vec<u8>) {
@@ -207,17 +182,14 @@ mod tests {
     fn what_cannot_be_read_is_wrong() {
         let (shadow, _) = written();
         let mut fail = |_, _: &mut [u8]| Err(io::Error::other("no"));
-        let applying = AtomicBool::new(true);
-        let compared = compare(&disk(), SIZE as u64, &shadow, &applying, &mut fail);
+        let compared = compare(&disk(), SIZE as u64, &shadow, &mut fail);
         assert_eq!(compared.wrong_bytes, SIZE as u64);
-        assert_eq!(compared.bytes_while_applying, SIZE as u64);
     }
 
     #[test]
     fn a_reader_that_fills_nothing_is_caught_on_a_disk_of_zeroes() {
         let shadow = Shadow::new(8192);
-        let applying = AtomicBool::new(false);
-        let compared = compare(&disk(), 8192, &shadow, &applying, &mut |_, _| Ok(()));
+        let compared = compare(&disk(), 8192, &shadow, &mut |_, _| Ok(()));
         assert_eq!(compared.wrong_bytes, 8192);
     }
 }

@@ -1,19 +1,22 @@
-//! Why the demo could not be shown to its end.
+//! Why the drill could not be shown to its end.
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
-use lifeboat_capture::CaptureError;
-use lifeboat_model::{DiskId, Sequence};
-use lifeboat_nbd::{BindError, ConnectError, ExportSetError, InvalidUri, RequestError};
-use lifeboat_store::StoreError;
-use lifeboat_volume::{FreezeError, ReleaseError, VolumeError};
+use lifeboat_model::DiskId;
+use lifeboat_nbd::{ConnectError, InvalidUri, RequestError};
+use lifeboat_rest::client::ClientError;
+use lifeboat_rest::wire::Job;
 
-/// The demo failed, or proved something wrong.
+/// The drill failed, or proved something wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     #[error("{} is not empty; the demo needs a new or empty folder", path.display())]
     FolderNotEmpty { path: PathBuf },
+
+    #[error("{} is too long for the sockets in it; choose a --dir of at most {most} bytes", path.display())]
+    FolderTooLong { path: PathBuf, most: usize },
 
     #[error("{what} {}", path.display())]
     File {
@@ -28,32 +31,63 @@ pub enum DemoError {
         source: io::Error,
     },
 
-    #[error("name the socket in {}; choose a --dir with a shorter path", folder.display())]
-    Socket { folder: PathBuf, source: InvalidUri },
-
-    #[error("open or close the VM's disks")]
-    Volume { source: VolumeError },
-
-    #[error("freeze the VM at moment {sequence}")]
-    Freeze {
-        sequence: Sequence,
-        source: FreezeError,
+    #[error("`lifeboat {command}` ended with {status}: {said}")]
+    Command {
+        command: String,
+        status: ExitStatus,
+        said: String,
     },
 
-    #[error("release the frozen view of moment {sequence}")]
-    Release {
-        sequence: Sequence,
-        source: ReleaseError,
+    #[error("read what `lifeboat {command}` printed")]
+    Answer {
+        command: String,
+        source: serde_json::Error,
     },
 
-    #[error("serve disks over NBD")]
-    Bind { source: BindError },
+    #[error("the daemon of {host} ended by itself with {status}: {said}")]
+    DaemonEnded {
+        host: &'static str,
+        status: ExitStatus,
+        said: String,
+    },
 
-    #[error("offer or withdraw disk {disk}")]
-    Export {
+    #[error("{host} was asked to {what}")]
+    Host {
+        host: &'static str,
+        what: &'static str,
+        source: ClientError,
+    },
+
+    #[error("{host} was to {what}: {}: {}", .job.job_state_text, .job.error_description)]
+    Job {
+        host: &'static str,
+        what: &'static str,
+        job: Box<Job>,
+    },
+
+    #[error("{what} did not come about within {seconds} s; last seen: {seen}")]
+    TimedOut {
+        what: String,
+        seconds: u64,
+        seen: String,
+    },
+
+    #[error("{host} serves no disk {disk} of {vm}")]
+    NoDisk {
+        host: &'static str,
+        vm: String,
         disk: DiskId,
-        source: ExportSetError,
     },
+
+    #[error("understand where {host} serves disk {disk}")]
+    Uri {
+        host: &'static str,
+        disk: DiskId,
+        source: InvalidUri,
+    },
+
+    #[error("{host} does not say where it listens for peers")]
+    NoPeerAddress { host: &'static str },
 
     #[error("connect to disk {disk}")]
     Connect { disk: DiskId, source: ConnectError },
@@ -61,44 +95,13 @@ pub enum DemoError {
     #[error("let the guest use disk {disk}")]
     Request { disk: DiskId, source: RequestError },
 
-    #[error("let the guest use {path} on disk {disk}")]
-    FileSystem {
-        disk: DiskId,
-        path: String,
-        source: io::Error,
-    },
-
-    #[error("capture moment {sequence}")]
-    Capture {
-        sequence: Sequence,
-        source: CaptureError,
-    },
-
-    #[error("send moment {sequence} to the replica")]
-    Send {
-        sequence: Sequence,
-        source: io::Error,
-    },
-
-    #[error("the replica's receipt for moment {sequence} does not match what was sent")]
-    Receipt { sequence: Sequence },
-
-    #[error(transparent)]
-    Store(#[from] StoreError),
-
-    #[error("the process that was to be killed ended by itself: {status}")]
-    Child { status: std::process::ExitStatus },
-
-    #[error("the guest ended before its time")]
-    GuestEnded,
-
     #[error("interrupted")]
     Interrupted,
 
-    #[error("{wrong_bytes} bytes are not what the guest wrote; first: {first}; everything is kept in {}", folder.display())]
+    #[error("{wrong} of {all} proofs failed; first: {first}; everything is kept in {}", folder.display())]
     Wrong {
-        wrong_bytes: u64,
-        /// What was compared, and where it differs.
+        wrong: usize,
+        all: usize,
         first: String,
         folder: PathBuf,
     },

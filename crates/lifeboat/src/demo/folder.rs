@@ -2,12 +2,16 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use lifeboat_sys::host;
 
 use super::error::DemoError;
-use super::primary::make_folder;
+
+/// The longest folder, in bytes. A socket's path has 107 at most, and a VM's is
+/// `HOST/run/vm/ID.sock` in the folder.
+const MAX_PATH: usize = 107 - "/alpha/run/vm/.sock".len() - 32;
 
 /// What becomes of the folder afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,17 @@ impl WorkFolder {
                 std::env::temp_dir().join(name)
             }
         };
+        let absolute = std::path::absolute(&path).map_err(|source| DemoError::File {
+            what: "find",
+            path: path.clone(),
+            source,
+        })?;
+        if absolute.as_os_str().len() > MAX_PATH {
+            return Err(DemoError::FolderTooLong {
+                path,
+                most: MAX_PATH,
+            });
+        }
         let failed = |what| {
             let path = path.clone();
             move |source| DemoError::File { what, path, source }
@@ -55,7 +70,8 @@ impl WorkFolder {
                 false
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make_folder(&path)?;
+                let made = fs::DirBuilder::new().mode(0o700).create(&path);
+                made.map_err(failed("make the folder"))?;
                 true
             }
             Err(error) => return Err(failed("list")(error)),
@@ -73,22 +89,10 @@ impl WorkFolder {
         &self.path
     }
 
-    /// Where the primary keeps the VM's disks.
+    /// Everything of one host.
     #[must_use]
-    pub fn primary(&self) -> PathBuf {
-        self.path.join("primary")
-    }
-
-    /// The replica's store.
-    #[must_use]
-    pub fn replica(&self) -> PathBuf {
-        self.path.join("replica")
-    }
-
-    /// The socket of the replica's NBD server.
-    #[must_use]
-    pub fn replica_socket(&self) -> PathBuf {
-        self.path.join("replica.sock")
+    pub fn of(&self, host: &str) -> PathBuf {
+        self.path.join(host)
     }
 }
 
@@ -98,8 +102,9 @@ impl Drop for WorkFolder {
             return;
         }
         // What cannot be removed stays, and harms nobody: the folder is private.
-        for folder in [self.primary(), self.replica()] {
-            let _ = fs::remove_dir_all(folder);
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
         }
         if self.is_new {
             let _ = fs::remove_dir(&self.path);

@@ -1,84 +1,81 @@
-//! The VM of the demo: it changes files and raw blocks through NBD, and keeps a record
-//! of its own of every byte that it wrote.
-//!
-//! Reads of its file systems are answered from the record, as an operating system
-//! answers them from its cache. Between two steps every file is whole.
+//! The VM of the drill: a writer that changes two disks over NBD without a pause, and keeps a
+//! [`History`] of its own of every byte.
 
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use lifeboat_model::{DiskId, DiskSize, SECTOR_SIZE};
+use lifeboat_model::{DiskId, SECTOR_SIZE};
 use lifeboat_nbd::{Client, RequestError};
+use lifeboat_sys::clock::Stopwatch;
 
 use super::error::DemoError;
-use super::fat::{self, Files};
+use super::history::{Change, History, MARKER_BYTES, MARKER_DISK};
 use super::random::Random;
-use super::shadow::Shadow;
 
 /// One guest disk, as it is planned.
 #[derive(Debug, Clone, Copy)]
 pub struct DiskPlan {
     pub name: &'static str,
+    /// In bytes.
     pub size: u64,
-    /// The file system takes so many bytes from the beginning; behind it are raw blocks,
-    /// as databases use them.
-    pub file_system: u64,
+    /// What the installation writes, in mebibytes.
+    pub installed: u64,
 }
 
-/// The disk with letters and an archive: a file system alone.
-pub const FILES: DiskPlan = DiskPlan {
-    name: "sda",
-    size: 256 << 20,
-    file_system: 256 << 20,
-};
-
-/// The disk with a ledger and raw blocks; neither whole mebibytes nor whole blocks.
-pub const BLOCKS: DiskPlan = DiskPlan {
-    name: "sdb",
-    size: (96 << 20) + 1536,
-    file_system: 32 << 20,
-};
-
-/// The disks of the VM; the guest's code relies on this order.
-pub const DISKS: [DiskPlan; 2] = [FILES, BLOCKS];
-
-const LETTERS: u64 = 120;
-const ARCHIVE_FILES: u64 = 24;
-const LEDGER_FILES: u64 = 40;
-const LEDGER_BYTES: u64 = 64 << 10;
+/// The disks of the VM. The second is neither whole mebibytes nor whole blocks.
+pub const DISKS: [DiskPlan; 2] = [
+    DiskPlan {
+        name: "sda",
+        size: 192 << 20,
+        installed: 64,
+    },
+    DiskPlan {
+        name: "sdb",
+        size: (64 << 20) + 1536,
+        installed: 16,
+    },
+];
 
 /// The guest asks for durability once in so many steps.
 const FLUSH_EVERY: u64 = 16;
 
-/// All disks of the VM at one instant, as the guest knows them.
-#[derive(Debug, Clone)]
-pub struct Moment {
-    pub disks: Vec<FrozenDisk>,
-}
+/// The guest's rest between two steps: some megabytes per second are written in the end.
+const REST: Duration = Duration::from_millis(8);
 
-/// One disk at one instant.
-#[derive(Debug, Clone)]
-pub struct FrozenDisk {
-    pub id: DiskId,
-    pub shadow: Shadow,
-    pub files: Files,
-}
-
-/// A running guest.
+/// A writer, ready to work.
 #[derive(Debug)]
 pub struct Guest {
-    files: GuestDisk,
-    blocks: GuestDisk,
+    clients: Vec<Client>,
+    history: Arc<Mutex<History>>,
     random: Random,
+    watch: Stopwatch,
     steps: u64,
 }
 
-/// A disk as the guest has it: the connection, and the record.
+/// A guest that works in a thread of its own.
 #[derive(Debug)]
-struct GuestDisk {
-    client: Client,
-    known: FrozenDisk,
-    plan: DiskPlan,
+pub struct Running {
+    shared: Arc<Shared>,
+    history: Arc<Mutex<History>>,
+    thread: Option<JoinHandle<Result<(), DemoError>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Locked for each step.
+    guest: Mutex<Guest>,
+    wish: Mutex<Wish>,
+    changed: Condvar,
+}
+
+/// What the guest is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Work,
+    /// Somebody looks at it.
+    HoldStill,
+    Stop,
 }
 
 impl DiskPlan {
@@ -88,146 +85,88 @@ impl DiskPlan {
     pub fn id(&self) -> DiskId {
         self.name.parse().expect("BUG: the name of a disk is valid")
     }
-
-    /// # Panics
-    /// Never: the sizes in this file are whole sectors.
-    #[must_use]
-    pub fn disk_size(&self) -> DiskSize {
-        DiskSize::try_from(self.size).expect("BUG: the size of a disk is whole sectors")
-    }
-}
-
-impl Moment {
-    /// Disks full of zeroes.
-    #[must_use]
-    pub fn empty() -> Self {
-        let disk = |plan: &DiskPlan| FrozenDisk {
-            id: plan.id(),
-            shadow: Shadow::new(plan.size),
-            files: Files::new(),
-        };
-        Self {
-            disks: DISKS.iter().map(disk).collect(),
-        }
-    }
 }
 
 impl Guest {
-    /// A guest that goes on from `moment` on the disks that `connect` opens.
-    ///
-    /// # Errors
-    /// What `connect` says.
-    pub fn start(
-        moment: Moment,
-        seed: u64,
-        connect: &dyn Fn(&DiskId) -> Result<Client, DemoError>,
-    ) -> Result<Self, DemoError> {
-        let open = |(plan, known): (DiskPlan, FrozenDisk)| {
-            Ok(GuestDisk {
-                client: connect(&known.id)?,
-                known,
-                plan,
-            })
-        };
-        let disks: Result<Vec<GuestDisk>, DemoError> =
-            DISKS.into_iter().zip(moment.disks).map(open).collect();
-        let [files, blocks]: [GuestDisk; 2] = disks?.try_into().expect("BUG: the VM has two disks");
-        Ok(Self {
-            files,
-            blocks,
+    /// A guest that goes on where `history` ends. `clients` are its disks in their order;
+    /// `watch` runs since the drill began.
+    #[must_use]
+    pub fn new(clients: Vec<Client>, history: History, seed: u64, watch: Stopwatch) -> Self {
+        Self {
+            clients,
+            history: Arc::new(Mutex::new(history)),
             random: Random::new(seed),
+            watch,
             steps: 0,
-        })
+        }
     }
 
-    /// Installs the VM: file systems, first files, first raw blocks.
+    /// Fills the new disks.
     ///
     /// # Errors
     /// When a disk cannot be written.
     pub fn install(&mut self) -> Result<(), DemoError> {
-        for disk in [&mut self.files, &mut self.blocks] {
-            let size = disk.plan.file_system;
-            disk.use_files("/", |disk| fat::format(disk, size))?;
+        for (disk, plan) in DISKS.iter().enumerate() {
+            for _ in 0..plan.installed {
+                let bytes = self.random.bytes(1 << 20);
+                let offset = self.place(disk, 1 << 20, 4096);
+                self.write(disk, offset, bytes)?;
+            }
         }
-        for number in 1..=LETTERS {
-            self.write_letter(number)?;
-        }
-        for number in 1..=ARCHIVE_FILES {
-            self.write_archive(number)?;
-        }
-        for number in 1..=LEDGER_FILES {
-            let page = self.random.bytes(LEDGER_BYTES as usize);
-            self.blocks.write_file(ledger_path(number), page)?;
-        }
-        for _ in 0..24 {
-            let bytes = self.random.bytes(1 << 20);
-            let offset = self.raw_offset(1 << 20, 4096);
-            self.blocks.write(offset, &bytes)?;
-        }
+        self.mark()?;
         self.flush()
     }
 
-    /// Does `count` things.
-    ///
-    /// # Errors
-    /// When a disk cannot be written.
-    pub fn work(&mut self, count: u64) -> Result<(), DemoError> {
-        (0..count).try_for_each(|_| self.step())
-    }
-
-    /// Does one thing: changes a file, or raw blocks.
+    /// Changes one to four ranges, and writes the marker.
     ///
     /// # Errors
     /// When a disk cannot be written.
     pub fn step(&mut self) -> Result<(), DemoError> {
         self.steps += 1;
-        match self.random.below(100) {
-            0..27 => {
-                let number = 1 + self.random.below(LETTERS + self.steps / 20);
-                self.write_letter(number)
+        for _ in 0..=self.random.below(3) {
+            let disk = self.random.below(DISKS.len() as u64) as usize;
+            match self.random.below(100) {
+                0..60 => {
+                    let bytes = self.random.bytes(4096);
+                    let offset = self.place(disk, 4096, 4096);
+                    self.write(disk, offset, bytes)?;
+                }
+                60..82 => {
+                    let length = SECTOR_SIZE * (1 + self.random.below(160));
+                    let bytes = self.random.bytes(length as usize);
+                    let offset = self.place(disk, length, SECTOR_SIZE);
+                    self.write(disk, offset, bytes)?;
+                }
+                82..92 => {
+                    let length = SECTOR_SIZE * (1 + self.random.below(256));
+                    let offset = self.place(disk, length, SECTOR_SIZE);
+                    self.write_zeroes(disk, offset, length)?;
+                }
+                _ => {
+                    let length = 4096 * (1 + self.random.below(48));
+                    let offset = self.place(disk, length, 4096);
+                    self.trim(disk, offset, length)?;
+                }
             }
-            27..29 => {
-                let number = 1 + self.random.below(ARCHIVE_FILES);
-                self.write_archive(number)
-            }
-            29..31 => self.remove_letter(),
-            31..42 => self.write_ledger(),
-            42..80 => {
-                let bytes = self.random.bytes(4096);
-                let offset = self.raw_offset(4096, 4096);
-                self.blocks.write(offset, &bytes)
-            }
-            80..88 => {
-                let length = SECTOR_SIZE * (1 + self.random.below(200));
-                let bytes = self.random.bytes(length as usize);
-                let offset = self.raw_offset(length, SECTOR_SIZE);
-                self.blocks.write(offset, &bytes)
-            }
-            88..94 => {
-                let length = SECTOR_SIZE * (1 + self.random.below(512));
-                let offset = self.raw_offset(length, SECTOR_SIZE);
-                self.blocks.write_zeroes(offset, length)
-            }
-            _ => {
-                let length = 4096 * (1 + self.random.below(64));
-                let offset = self.raw_offset(length, 4096);
-                self.blocks.trim(offset, length)
-            }
-        }?;
+        }
+        self.mark()?;
         if self.steps.is_multiple_of(FLUSH_EVERY) {
             self.flush()?;
         }
         Ok(())
     }
 
-    /// Writes one more file, of a name that no step uses.
+    /// Writes `mebibytes` at once.
     ///
     /// # Errors
-    /// When the disk cannot be written.
-    pub fn write_note(&mut self, name: &str, text: &str) -> Result<(), DemoError> {
-        self.files
-            .write_file(name.to_owned(), text.as_bytes().to_vec())?;
-        self.flush()
+    /// When a disk cannot be written.
+    pub fn burst(&mut self, mebibytes: u64) -> Result<(), DemoError> {
+        for _ in 0..mebibytes {
+            let bytes = self.random.bytes(1 << 20);
+            let offset = self.place(0, 1 << 20, 4096);
+            self.write(0, offset, bytes)?;
+        }
+        self.mark()
     }
 
     /// Makes everything durable that was written.
@@ -235,179 +174,173 @@ impl Guest {
     /// # Errors
     /// When a disk cannot promise it.
     pub fn flush(&self) -> Result<(), DemoError> {
-        for disk in [&self.files, &self.blocks] {
-            disk.client.flush().map_err(|source| disk.failed(source))?;
+        for (disk, client) in self.clients.iter().enumerate() {
+            client.flush().map_err(|source| failed(disk, source))?;
         }
         Ok(())
     }
 
-    /// What the guest wrote so far; takes a few milliseconds at most.
-    #[must_use]
-    pub fn moment(&self) -> Moment {
-        Moment {
-            disks: vec![self.files.known.clone(), self.blocks.known.clone()],
-        }
+    fn mark(&mut self) -> Result<(), DemoError> {
+        let marker = lock(&self.history).marker();
+        self.write(MARKER_DISK, 0, marker)
     }
 
-    fn write_letter(&mut self, number: u64) -> Result<(), DemoError> {
-        let heading = format!("Letter {number}, written at step {}.", self.steps);
-        let text = self.random.letter(&heading);
-        let path = format!("letter-{number:04}.txt");
-        self.files.write_file(path, text)
-    }
-
-    fn remove_letter(&mut self) -> Result<(), DemoError> {
-        let letters = self.files.known.files.range("letter-".to_owned()..);
-        let count = letters.clone().count() as u64;
-        let chosen = self.random.below(count.max(1)) as usize;
-        let Some(path) = letters.map(|(path, _)| path.clone()).nth(chosen) else {
-            return Ok(());
-        };
-        self.files
-            .use_files(&path, |disk| fat::remove_file(disk, &path))?;
-        self.files.known.files.remove(&path);
+    fn write(&mut self, disk: usize, offset: u64, bytes: Vec<u8>) -> Result<(), DemoError> {
+        let bytes: Arc<[u8]> = bytes.into();
+        let change = Change::Write(Arc::clone(&bytes));
+        lock(&self.history).begin(disk, offset, change);
+        let written = self.clients[disk].write(offset, &bytes);
+        written.map_err(|source| failed(disk, source))?;
+        lock(&self.history).end(self.watch.elapsed(), None);
         Ok(())
     }
 
-    fn write_archive(&mut self, number: u64) -> Result<(), DemoError> {
-        let length = (512 << 10) + self.random.below(512 << 10);
-        let content = self.random.bytes(length as usize);
-        self.files
-            .write_file(format!("archive-{number:04}.bin"), content)
-    }
-
-    fn write_ledger(&mut self) -> Result<(), DemoError> {
-        let path = ledger_path(1 + self.random.below(LEDGER_FILES));
-        let line = self.random.bytes(256);
-        let offset = 256 * self.random.below(LEDGER_BYTES / 256);
-        self.blocks
-            .use_files(&path, |disk| fat::overwrite(disk, &path, offset, &line))?;
-        let mut content = self.blocks.known.files[&path].to_vec();
-        content[offset as usize..offset as usize + line.len()].copy_from_slice(&line);
-        self.blocks.known.files.insert(path, content.into());
+    fn write_zeroes(&mut self, disk: usize, offset: u64, length: u64) -> Result<(), DemoError> {
+        lock(&self.history).begin(disk, offset, Change::Zero(length));
+        let zeroed = self.clients[disk].write_zeroes(offset, length);
+        zeroed.map_err(|source| failed(disk, source))?;
+        lock(&self.history).end(self.watch.elapsed(), None);
         Ok(())
     }
 
-    /// A place for `length` raw bytes, at a multiple of `alignment`.
-    fn raw_offset(&mut self, length: u64, alignment: u64) -> u64 {
-        let plan = self.blocks.plan;
-        let places = (plan.size - plan.file_system - length) / alignment + 1;
-        plan.file_system + alignment * self.random.below(places)
-    }
-}
-
-fn ledger_path(number: u64) -> String {
-    format!("ledger-{number:04}.dat")
-}
-
-impl GuestDisk {
-    fn failed(&self, source: RequestError) -> DemoError {
-        DemoError::Request {
-            disk: self.known.id.clone(),
-            source,
-        }
-    }
-
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DemoError> {
-        let written = self.client.write(offset, bytes);
-        written.map_err(|source| self.failed(source))?;
-        self.known.shadow.write(offset, bytes);
-        Ok(())
-    }
-
-    fn write_zeroes(&mut self, offset: u64, length: u64) -> Result<(), DemoError> {
-        let zeroed = self.client.write_zeroes(offset, length);
-        zeroed.map_err(|source| self.failed(source))?;
-        self.known.shadow.zero(offset, length);
-        Ok(())
-    }
-
-    /// Gives a range up. What it reads as afterwards is the disk's choice, so the guest
-    /// looks once; it must not change from then on.
-    fn trim(&mut self, offset: u64, length: u64) -> Result<(), DemoError> {
+    /// Gives a range up. What it reads as afterwards is the disk's choice, so the guest looks
+    /// once; it must not change from then on.
+    fn trim(&mut self, disk: usize, offset: u64, length: u64) -> Result<(), DemoError> {
+        lock(&self.history).begin(disk, offset, Change::Zero(length));
+        let client = &self.clients[disk];
         let mut left = vec![0; length as usize];
-        let trimmed = self.client.trim(offset, length);
+        let trimmed = client.trim(offset, length);
         trimmed
-            .and_then(|()| self.client.read(offset, &mut left))
-            .map_err(|source| self.failed(source))?;
-        if left.iter().all(|&byte| byte == 0) {
-            self.known.shadow.zero(offset, length);
+            .and_then(|()| client.read(offset, &mut left))
+            .map_err(|source| failed(disk, source))?;
+        let is_zero = left.iter().all(|&byte| byte == 0);
+        let left = (!is_zero).then(|| Change::Write(left.into()));
+        lock(&self.history).end(self.watch.elapsed(), left);
+        Ok(())
+    }
+
+    /// A place for `length` bytes, at a multiple of `alignment` behind the marker.
+    fn place(&mut self, disk: usize, length: u64, alignment: u64) -> u64 {
+        let first = if disk == MARKER_DISK {
+            (MARKER_BYTES as u64).next_multiple_of(alignment)
         } else {
-            self.known.shadow.write(offset, &left);
-        }
-        Ok(())
-    }
-
-    fn write_file(&mut self, path: String, content: Vec<u8>) -> Result<(), DemoError> {
-        self.use_files(&path, |disk| fat::write_file(disk, &path, &content))?;
-        self.known.files.insert(path, Arc::from(content));
-        Ok(())
-    }
-
-    /// Lets the file system do something about `path`.
-    fn use_files(
-        &mut self,
-        path: &str,
-        change: impl FnOnce(&mut Cursor<'_>) -> io::Result<()>,
-    ) -> Result<(), DemoError> {
-        let mut cursor = Cursor {
-            client: &self.client,
-            shadow: &mut self.known.shadow,
-            size: self.plan.file_system,
-            position: 0,
+            0
         };
-        change(&mut cursor).map_err(|source| DemoError::FileSystem {
-            disk: self.known.id.clone(),
-            path: path.to_owned(),
-            source,
+        let places = (DISKS[disk].size - first - length) / alignment + 1;
+        first + alignment * self.random.below(places)
+    }
+}
+
+fn failed(disk: usize, source: RequestError) -> DemoError {
+    DemoError::Request {
+        disk: DISKS[disk].id(),
+        source,
+    }
+}
+
+impl Running {
+    /// Lets a guest work.
+    ///
+    /// # Errors
+    /// When there can be no further thread.
+    pub fn start(guest: Guest) -> Result<Self, DemoError> {
+        let history = Arc::clone(&guest.history);
+        let shared = Arc::new(Shared {
+            guest: Mutex::new(guest),
+            wish: Mutex::new(Wish::Work),
+            changed: Condvar::new(),
+        });
+        let inside = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("guest".to_owned())
+            .spawn(move || inside.run())
+            .map_err(|source| DemoError::System {
+                what: "a thread",
+                source,
+            })?;
+        Ok(Self {
+            shared,
+            history,
+            thread: Some(thread),
         })
     }
-}
 
-/// The part of a disk that holds the file system, as the file system uses it.
-struct Cursor<'a> {
-    client: &'a Client,
-    shadow: &'a mut Shadow,
-    size: u64,
-    position: u64,
-}
+    /// What the guest has written so far.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        lock(&self.history)
+    }
 
-impl Cursor<'_> {
-    /// How much of `length` bytes is left before the end.
-    fn within(&self, length: usize) -> usize {
-        let left = self.size.saturating_sub(self.position);
-        usize::try_from(left).map_or(length, |left| left.min(length))
+    /// Does something while the guest holds still between two steps.
+    pub fn hold<T>(&self, work: impl FnOnce(&mut Guest) -> T) -> T {
+        self.shared.wish(Wish::HoldStill);
+        let done = work(&mut lock(&self.shared.guest));
+        self.shared.wish(Wish::Work);
+        done
+    }
+
+    /// Ends the guest between two steps.
+    ///
+    /// # Errors
+    /// Why the guest had ended before.
+    pub fn stop(mut self) -> Result<History, DemoError> {
+        self.end()?;
+        Ok(self.history().clone())
+    }
+
+    /// Ends a guest whose host has died under it.
+    #[must_use]
+    pub fn lost(mut self) -> History {
+        // That its disks are gone is what its last request has found out.
+        let _ = self.end();
+        self.history().clone()
+    }
+
+    fn end(&mut self) -> Result<(), DemoError> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        self.shared.wish(Wish::Stop);
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
-impl Read for Cursor<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let count = self.within(into.len());
-        self.shadow.read(self.position, &mut into[..count]);
-        self.position += count as u64;
-        Ok(count)
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // Only reached when something else has failed already, which is told.
+            let _ = self.end();
+        }
     }
 }
 
-impl Write for Cursor<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.within(bytes.len());
-        let bytes = &bytes[..count];
-        let written = self.client.write(self.position, bytes);
-        written.map_err(io::Error::other)?;
-        self.shadow.write(self.position, bytes);
-        self.position += count as u64;
-        Ok(count)
+impl Shared {
+    fn run(&self) -> Result<(), DemoError> {
+        loop {
+            {
+                let wish = lock(&self.wish);
+                let waited = self
+                    .changed
+                    .wait_timeout_while(wish, REST, |wish| *wish == Wish::Work);
+                let (wish, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                let waited = self
+                    .changed
+                    .wait_while(wish, |wish| *wish == Wish::HoldStill);
+                if *waited.unwrap_or_else(PoisonError::into_inner) == Wish::Stop {
+                    return Ok(());
+                }
+            }
+            lock(&self.guest).step()?;
+        }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    fn wish(&self, wish: Wish) {
+        *lock(&self.wish) = wish;
+        self.changed.notify_all();
     }
 }
 
-impl Seek for Cursor<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.position = fat::seek(self.position, self.size, to)?;
-        Ok(self.position)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

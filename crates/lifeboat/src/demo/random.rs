@@ -1,54 +1,10 @@
-//! What the demo's VM writes: bytes and letters that a seed repeats.
+//! What the drill's VM writes: bytes that a seed repeats.
 
 /// Numbers that a seed repeats. Good enough to write disks full, not for secrets.
 #[derive(Debug, Clone)]
 pub struct Random {
     state: u64,
 }
-
-/// What letters are made of.
-const WORDS: [&str; 40] = [
-    "again",
-    "anchor",
-    "answer",
-    "aunt",
-    "before",
-    "boat",
-    "bread",
-    "bridge",
-    "candle",
-    "coast",
-    "crew",
-    "dear",
-    "evening",
-    "ferry",
-    "garden",
-    "harbor",
-    "house",
-    "island",
-    "kitchen",
-    "lamp",
-    "letter",
-    "light",
-    "morning",
-    "mother",
-    "news",
-    "north",
-    "orchard",
-    "paper",
-    "photograph",
-    "rain",
-    "river",
-    "sail",
-    "sister",
-    "storm",
-    "summer",
-    "table",
-    "tide",
-    "window",
-    "winter",
-    "yours",
-];
 
 impl Random {
     #[must_use]
@@ -76,17 +32,6 @@ impl Random {
         }
         bytes.truncate(length);
         bytes
-    }
-
-    /// A letter of a few hundred to a thousand words, under its own heading.
-    pub fn letter(&mut self, heading: &str) -> Vec<u8> {
-        let mut text = format!("{heading}\n\n");
-        for word in 1..=150 + self.below(1000) {
-            text.push_str(WORDS[self.below(WORDS.len() as u64) as usize]);
-            text.push(if word.is_multiple_of(12) { '\n' } else { ' ' });
-        }
-        text.push('\n');
-        text.into_bytes()
     }
 }
 

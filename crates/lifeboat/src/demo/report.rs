@@ -1,187 +1,249 @@
-//! What the demo did and found, for programs and for people.
+//! What the drill did and found, for programs and for people.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lifeboat_model::{DiskId, Sequence};
 use serde::Serialize;
 
 use super::check::Comparison;
-use super::guest::DISKS;
+use super::history::Lost;
+use crate::output::Table;
 use crate::size::Bytes;
 
-/// Everything that the demo measured and compared.
-#[derive(Debug, Serialize)]
+/// Everything that the drill measured and proved.
+#[derive(Debug, Default, Serialize)]
 pub struct Report {
-    pub disks: Vec<Disk>,
+    pub phases: Vec<Phase>,
     pub cycles: Vec<Cycle>,
-    /// Processes that were killed while they applied a delta.
-    pub kills: Vec<Kill>,
-    /// Changed at the primary after the last moment that the replica has, in bytes.
-    pub unreplicated_bytes: u64,
     pub failovers: Vec<Failover>,
+    pub reversals: Vec<Reversal>,
+    /// Disks that were compared byte for byte with what the guest wrote.
     pub comparisons: Vec<Comparison>,
+    /// What else must hold.
+    pub proofs: Vec<Proof>,
     pub total: Total,
-    /// Where the disks and the store are; absent when they were removed.
+    /// Where everything is; absent when it was removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub folder: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize)]
-pub struct Disk {
-    pub disk: DiskId,
-    pub size: u64,
+/// A part of the drill.
+#[derive(Debug, Clone, Serialize)]
+pub struct Phase {
+    pub name: &'static str,
+    pub seconds: f64,
+    /// What passed between the two hosts, both ways, with everything that TLS adds.
+    pub wire_bytes: u64,
 }
 
-/// One turn of replication: one frozen moment, from the VM to the replica.
+/// A moment that reached the replica.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cycle {
-    pub sequence: Sequence,
-    /// In whole blocks of 4 KiB; all of the disks in the first cycle.
-    pub changed_bytes: u64,
-    /// The length of the delta stream.
-    pub travelled_bytes: u64,
-    /// How long the guest was kept from writing.
-    pub frozen_ms: f64,
-    pub capture_ms: f64,
-    pub receive_ms: f64,
-    /// From the freeze to the replica's receipt: what a loss of the primary could cost.
-    pub safe_after_ms: f64,
-    /// Absent when the delta was left waiting.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub apply_ms: Option<f64>,
+    pub sequence: u64,
+    /// What the guest wrote since the moment before was seen to arrive, in bytes.
+    pub written_bytes: u64,
+    /// What passed between the hosts in that time, in bytes.
+    pub wire_bytes: u64,
+    /// From the arrival of the moment before to this one's, as they were seen.
+    pub after_seconds: f64,
 }
 
-/// A process that was killed while it applied a delta.
-#[derive(Debug, Clone, Serialize)]
-pub struct Kill {
-    /// Which of its changes to the file system it was about to make.
-    pub call: u64,
-    /// How long opening the store took afterwards.
-    pub recovery_ms: f64,
-    pub points_compared: usize,
-    /// What comparing them found.
-    pub verdict: String,
-}
-
-/// A failover and its end.
+/// A failover, and what became of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Failover {
-    pub sequence: Sequence,
-    /// From the order to images that a VM can be started on.
-    pub ready_ms: f64,
-    /// From the order to the first bytes read over NBD.
-    pub served_ms: f64,
+    pub what: &'static str,
+    /// The host that took over.
+    pub to: &'static str,
+    /// From the order to the first bytes that a guest read from the started VM.
+    pub rto_ms: f64,
+    /// What the guest had been answered and is not there.
+    pub lost: Loss,
     pub end: End,
 }
 
-/// What became of a failover.
-#[derive(Debug, Clone, Serialize)]
-#[serde(tag = "decision", rename_all = "snake_case")]
-pub enum End {
-    Reverted {
-        revert_ms: f64,
-    },
-    Committed {
-        commit_ms: f64,
-        written_bytes: u64,
-        shared_bytes: u64,
-    },
+/// What a failover lost.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Loss {
+    /// From the first lost request to the end of the host.
+    pub rpo_seconds: f64,
+    pub requests: usize,
+    pub bytes: u64,
 }
 
-/// All comparisons together.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(tag = "decision", rename_all = "snake_case")]
+pub enum End {
+    Reverted { revert_ms: f64 },
+    CommittedRunning { commit_ms: f64 },
+    CommittedOff { commit_ms: f64 },
+    Reversed,
+}
+
+/// A swap of the two roles.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reversal {
+    pub what: &'static str,
+    pub by: By,
+    pub seconds: f64,
+    pub wire_bytes: u64,
+    /// All of both disks.
+    pub disk_bytes: u64,
+}
+
+/// How it was found out what differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    Maps,
+    Digests,
+}
+
+/// Something that must hold, and whether it did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Proof {
+    pub what: &'static str,
+    pub holds: bool,
+    pub found: String,
+}
+
 #[derive(Debug, Default, Clone, Serialize)]
 pub struct Total {
     pub comparisons: usize,
     pub bytes: u64,
-    pub bytes_while_applying: u64,
-    pub files: usize,
     pub wrong_bytes: u64,
-    /// Comparisons that found a difference.
+    pub proofs: usize,
+    /// Comparisons and proofs that failed.
     pub failed: usize,
+    pub wire_bytes: u64,
     pub seconds: f64,
 }
 
-impl Report {
-    #[must_use]
-    pub fn new() -> Self {
-        let disk = |plan: &super::guest::DiskPlan| Disk {
-            disk: plan.id(),
-            size: plan.size,
-        };
+impl From<Lost> for Loss {
+    fn from(lost: Lost) -> Self {
         Self {
-            disks: DISKS.iter().map(disk).collect(),
-            cycles: Vec::new(),
-            kills: Vec::new(),
-            unreplicated_bytes: 0,
-            failovers: Vec::new(),
-            comparisons: Vec::new(),
-            total: Total::default(),
-            folder: None,
+            rpo_seconds: lost.time.as_secs_f64(),
+            requests: lost.requests,
+            bytes: lost.bytes,
         }
     }
+}
 
+impl By {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Maps => "maps",
+            Self::Digests => "digests",
+        }
+    }
+}
+
+impl End {
+    fn text(self) -> String {
+        match self {
+            Self::Reverted { revert_ms } => format!("reverted in {revert_ms:.0} ms"),
+            Self::CommittedRunning { commit_ms } => {
+                format!("committed in {commit_ms:.0} ms, the VM running")
+            }
+            Self::CommittedOff { commit_ms } => {
+                format!("committed in {commit_ms:.0} ms, the VM off")
+            }
+            Self::Reversed => "kept by the reversal".to_owned(),
+        }
+    }
+}
+
+impl Report {
     /// Adds everything up, when all is done.
     pub fn add_up(&mut self, elapsed: Duration) {
-        let sum =
-            |what: &dyn Fn(&Comparison) -> u64| -> u64 { self.comparisons.iter().map(what).sum() };
         self.total = Total {
             comparisons: self.comparisons.len(),
-            bytes: sum(&|comparison| comparison.bytes),
-            bytes_while_applying: sum(&|comparison| comparison.bytes_while_applying),
-            files: self.comparisons.iter().map(|one| one.files).sum(),
-            wrong_bytes: sum(&|comparison| comparison.wrong_bytes),
-            failed: self.differences().count(),
-            seconds: ms(elapsed) / 1000.0,
+            bytes: self.comparisons.iter().map(|one| one.bytes).sum(),
+            wrong_bytes: self.comparisons.iter().map(|one| one.wrong_bytes).sum(),
+            proofs: self.proofs.len(),
+            failed: self.failures().len(),
+            wire_bytes: self.phases.iter().map(|phase| phase.wire_bytes).sum(),
+            seconds: elapsed.as_secs_f64(),
         };
     }
 
-    /// The comparisons that found a difference.
-    pub fn differences(&self) -> impl Iterator<Item = &Comparison> {
-        let comparisons = self.comparisons.iter();
-        comparisons.filter(|comparison| comparison.first.is_some())
+    /// What failed, in words.
+    #[must_use]
+    pub fn failures(&self) -> Vec<String> {
+        let comparisons = self.comparisons.iter().filter_map(|one| {
+            let first = one.first.as_ref()?;
+            Some(format!("{}: {first}", one.what))
+        });
+        let proofs = self.proofs.iter().filter(|proof| !proof.holds);
+        let proofs = proofs.map(|proof| format!("{}: {}", proof.what, proof.found));
+        comparisons.chain(proofs).collect()
     }
 
     /// What was shown, for people.
     #[must_use]
     pub fn summary(&self) -> String {
-        let deltas = || self.cycles.iter().skip(1);
-        let changed: u64 = deltas().map(|cycle| cycle.changed_bytes).sum();
-        let travelled: u64 = deltas().map(|cycle| cycle.travelled_bytes).sum();
-        let per_byte = travelled as f64 / changed.max(1) as f64;
-        let longest = |what: &dyn Fn(&Cycle) -> f64| deltas().map(what).fold(0.0, f64::max);
-        let mut text = format!(
-            "  changed     {} in {} cycles after the first; {} travelled, {per_byte:.2} per changed byte\n",
-            Bytes(changed),
-            deltas().count(),
-            Bytes(travelled),
-        );
-        text.push_str(&format!(
-            "  guest       kept from writing for {:.1} ms at most; a moment is safe at the replica after\n              \
-             {:.0} ms at most\n",
-            longest(&|cycle| cycle.frozen_ms),
-            longest(&|cycle| cycle.safe_after_ms),
-        ));
-        let total = &self.total;
-        text.push_str(&format!(
-            "  compared    {} times, {} ({} of it while a delta was applied), {} files\n",
-            total.comparisons,
-            Bytes(total.bytes),
-            Bytes(total.bytes_while_applying),
-            total.files,
-        ));
-        if total.failed == 0 {
-            text.push_str("  wrong bytes 0\n");
-        } else {
-            text.push_str(&format!(
-                "  wrong bytes {} in {} comparisons:\n",
-                total.wrong_bytes, total.failed
-            ));
+        let mut phases = Table::new(&["PHASE", "TIME", "ON THE WIRE"]);
+        for phase in &self.phases {
+            phases.row([
+                phase.name.to_owned(),
+                format!("{:.1} s", phase.seconds),
+                Bytes(phase.wire_bytes).to_string(),
+            ]);
         }
-        for comparison in self.differences() {
-            if let Some(first) = &comparison.first {
-                text.push_str(&format!("    {}: {first}\n", comparison.what));
-            }
+        let mut failovers = Table::new(&["FAILOVER", "TO", "RPO", "LOST", "RTO", "END"]);
+        for failover in &self.failovers {
+            failovers.row([
+                failover.what.to_owned(),
+                failover.to.to_owned(),
+                format!("{:.1} s", failover.lost.rpo_seconds),
+                Bytes(failover.lost.bytes).to_string(),
+                format!("{:.0} ms", failover.rto_ms),
+                failover.end.text(),
+            ]);
+        }
+        let mut reversals = Table::new(&["REVERSAL", "BY", "TIME", "ON THE WIRE", "DISKS"]);
+        for reversal in &self.reversals {
+            reversals.row([
+                reversal.what.to_owned(),
+                reversal.by.word().to_owned(),
+                format!("{:.1} s", reversal.seconds),
+                Bytes(reversal.wire_bytes).to_string(),
+                Bytes(reversal.disk_bytes).to_string(),
+            ]);
+        }
+        let mut compared = Table::new(&["COMPARED BYTE FOR BYTE", "REQUESTS", "BYTES", "WRONG"]);
+        for one in &self.comparisons {
+            compared.row([
+                one.what.clone(),
+                one.requests.to_string(),
+                Bytes(one.bytes).to_string(),
+                one.wrong_bytes.to_string(),
+            ]);
+        }
+        let mut proofs = Table::new(&["PROVED", "HOLDS", "FOUND"]);
+        for proof in &self.proofs {
+            proofs.row([
+                proof.what.to_owned(),
+                crate::output::yes_no(proof.holds).to_owned(),
+                proof.found.clone(),
+            ]);
+        }
+        let tables = [phases, failovers, reversals, compared, proofs];
+        let tables: Vec<String> = tables.iter().map(Table::render).collect();
+        format!("{}\n{}", tables.join("\n"), self.verdict())
+    }
+
+    fn verdict(&self) -> String {
+        let total = &self.total;
+        let mut text = format!(
+            "{} compared in {} comparisons, {} wrong bytes; {} of {} proofs and comparisons hold\n",
+            Bytes(total.bytes),
+            total.comparisons,
+            total.wrong_bytes,
+            total.comparisons + total.proofs - total.failed,
+            total.comparisons + total.proofs,
+        );
+        for failure in self.failures() {
+            text.push_str(&format!("  FAILED  {failure}\n"));
         }
         text
     }
@@ -189,24 +251,18 @@ impl Report {
 
 /// The headings of the table of cycles.
 pub const CYCLE_HEADINGS: &str =
-    "  cycle    changed  travelled   frozen   capture   receive     apply   recovery point\n";
+    "  moment   the guest wrote   on the wire   after the one before\n";
 
 impl Cycle {
     /// A line of the table of cycles.
     #[must_use]
     pub fn line(&self) -> String {
-        let (apply, point) = match self.apply_ms {
-            Some(apply) => (format!("{apply:6.0} ms"), self.sequence.to_string()),
-            None => ("  waiting".to_owned(), "-".to_owned()),
-        };
         format!(
-            "  {:>5} {:>10} {:>10} {:5.1} ms {:6.0} ms {:6.0} ms {apply}   {point:>14}\n",
+            "  {:>6} {:>17} {:>13} {:>20.1} s\n",
             self.sequence,
-            Bytes(self.changed_bytes).to_string(),
-            Bytes(self.travelled_bytes).to_string(),
-            self.frozen_ms,
-            self.capture_ms,
-            self.receive_ms,
+            Bytes(self.written_bytes).to_string(),
+            Bytes(self.wire_bytes).to_string(),
+            self.after_seconds,
         )
     }
 }
