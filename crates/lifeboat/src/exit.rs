@@ -124,7 +124,7 @@ pub enum Failure {
     StreamEnded,
 
     #[error(transparent)]
-    Demo(#[from] DemoError),
+    Demo(Box<DemoError>),
 
     /// The daemon, or what it stands on: configuration, certificates, catalog.
     #[error(transparent)]
@@ -143,6 +143,12 @@ fn job_failed(job: &Job) -> String {
     }
 }
 
+impl From<DemoError> for Failure {
+    fn from(error: DemoError) -> Self {
+        Self::Demo(Box::new(error))
+    }
+}
+
 impl Failure {
     /// The exit code that says which kind of failure this is.
     #[must_use]
@@ -150,8 +156,11 @@ impl Failure {
         match self {
             Self::Usage { .. } => Exit::Usage,
             Self::Store(error) => of_store(error),
-            Self::Demo(DemoError::FolderNotEmpty { .. }) => Exit::Refused,
-            Self::Demo(DemoError::File { source, .. }) => of_io(source),
+            Self::Demo(error) => match &**error {
+                DemoError::FolderNotEmpty { .. } => Exit::Refused,
+                DemoError::File { source, .. } => of_io(source),
+                _ => Exit::Failed,
+            },
             Self::File { source, .. } | Self::Read { source, .. } => of_io(source),
             Self::FileExists { .. }
             | Self::NotConfirmed
@@ -178,8 +187,7 @@ impl Failure {
             | Self::Receipt { .. }
             | Self::Export { .. }
             | Self::Findings { .. }
-            | Self::Daemon { .. }
-            | Self::Demo(_) => Exit::Failed,
+            | Self::Daemon { .. } => Exit::Failed,
         }
     }
 

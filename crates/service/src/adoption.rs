@@ -18,7 +18,7 @@ use lifeboat_peer::{
 };
 use lifeboat_store::{Adoption as StoreAdoption, NewStore, Reversal as StoreReversal, Store};
 
-use crate::api::Severity;
+use crate::api::{DiskRanges, Severity};
 use crate::host::{definition_of, not_authorized, refusal, replica_record, settings_of};
 use crate::ledger::document;
 use crate::relation::{Adopting, PeerPlace, Relation, Reversal, Saved};
@@ -106,7 +106,7 @@ impl Service {
         vm: &VmArc,
         relation: &Relation,
         copy: Sequence,
-    ) -> Result<Vec<(DiskId, Vec<Range<u64>>)>, String> {
+    ) -> Result<DiskRanges, String> {
         let reversal = relation
             .saved
             .reversal
@@ -150,7 +150,7 @@ impl Service {
             .changed_ranges(vm.id)
             .map_err(|error| with_causes(&error))?
             .ok_or("what the VM wrote since the commit is not known")?;
-        let mut diverged: Vec<(DiskId, Vec<Range<u64>>)> = survivor;
+        let mut diverged: DiskRanges = survivor;
         let mut add = |id: &DiskId, ranges: &[Range<u64>]| match diverged
             .iter_mut()
             .find(|(known, _)| known == id)
@@ -343,7 +343,7 @@ impl Service {
     pub(crate) fn become_replica(
         &self,
         caller: &PeerName,
-        message: Adoption,
+        message: &Adoption,
     ) -> Result<Adopted, Refusal> {
         let entry = self.accept_replica(caller, &message.replica)?;
         let Some(vm) = self.find(message.replica.vm) else {
@@ -357,7 +357,7 @@ impl Service {
         };
         let relation = vm.core().relation.clone();
         match relation {
-            Some(relation) if !relation.is_primary() => self.adopt_again(&vm, &relation, &message),
+            Some(relation) if !relation.is_primary() => self.adopt_again(&vm, &relation, message),
             Some(relation) => {
                 if !relation.peer.host.eq_ignore_ascii_case(caller.as_str()) {
                     return Err(refusal(
@@ -365,7 +365,7 @@ impl Service {
                         &format!("{caller} is not the other side of this relationship"),
                     ));
                 }
-                self.adopt_first(caller, &vm, relation, message, &entry)
+                self.adopt_first(caller, &vm, &relation, message, &entry)
             }
             None => Err(refusal(
                 RefusalCode::InvalidState,
@@ -378,8 +378,8 @@ impl Service {
         &self,
         caller: &PeerName,
         vm: &VmArc,
-        relation: Relation,
-        message: Adoption,
+        relation: &Relation,
+        message: &Adoption,
         entry: &AuthorizationEntry,
     ) -> Result<Adopted, Refusal> {
         let record = relation.record().clone();

@@ -508,14 +508,14 @@ impl Host for Service {
     }
 
     fn adopt(&self, caller: &PeerName, message: Adoption) -> Result<Adopted, Refusal> {
-        self.become_replica(caller, message)
+        self.become_replica(caller, &message)
     }
 
     fn change_settings(&self, caller: &PeerName, message: ChangeSettings) -> Result<(), Refusal> {
         let vm = self.replica_of(caller, message.relationship)?;
         let settings = settings_of(&message.settings)?;
         let definition = definition_of(&message.definition)?;
-        self.take_settings(&vm, settings, definition)
+        self.take_settings(&vm, settings, &definition)
     }
 
     fn remove(&self, caller: &PeerName, message: Removal) -> Result<(), Refusal> {

@@ -239,7 +239,7 @@ impl Service {
                 let job = core.jobs.remove(at);
                 self.end_job(
                     job,
-                    Verdict::Failed,
+                    &Verdict::Failed,
                     Some((rejection.code, &rejection.what)),
                 );
             }
@@ -267,7 +267,7 @@ impl Service {
                         .as_ref()
                         .filter(|_| verdict == Verdict::Failed)
                         .map(|trouble| (trouble.code, trouble.what.as_str()));
-                    self.end_job(job, verdict, why);
+                    self.end_job(job, &verdict, why);
                 }
             }
         }
@@ -287,7 +287,7 @@ impl Service {
     pub(crate) fn end_job(
         &self,
         mut job: ActiveJob,
-        verdict: Verdict,
+        verdict: &Verdict,
         why: Option<(ReturnCode, &str)>,
     ) {
         let now = self.now();
@@ -357,9 +357,9 @@ impl Service {
         match outcome {
             Ok(result) => {
                 job.row.result = Some(result);
-                self.end_job(job, Verdict::Done, None);
+                self.end_job(job, &Verdict::Done, None);
             }
-            Err((code, what)) => self.end_job(job, Verdict::Failed, Some((code, &what))),
+            Err((code, what)) => self.end_job(job, &Verdict::Failed, Some((code, &what))),
         }
         drop(core);
         vm.tell_changed();
@@ -423,7 +423,7 @@ impl Service {
                         began,
                     };
                     let why = "the daemon was restarted while it ran; ask for it again";
-                    self.end_job(job, Verdict::Failed, Some((ReturnCode::Failed, why)));
+                    self.end_job(job, &Verdict::Failed, Some((ReturnCode::Failed, why)));
                 }
             }
         }

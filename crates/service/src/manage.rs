@@ -31,6 +31,11 @@ use crate::relation::{PeerPlace, Relation, Saved};
 use crate::service::{Service, with_causes};
 use crate::vm::{Core, DisksPlace, Facts, Task, Vm, VmArc};
 
+/// Each disk with the path of its image.
+type DiskImages = Vec<(DiskId, PathBuf)>;
+
+type DiskSizes = Vec<(DiskId, DiskSize)>;
+
 impl Service {
     /// Makes a VM of the embedded driver, with new disks or on images that exist.
     pub(crate) fn make_vm(&self, new: &NewVm) -> Result<VmArc, Rejection> {
@@ -109,7 +114,7 @@ impl Service {
         &self,
         folder: &std::path::Path,
         disks: &[NewVmDisk],
-    ) -> Result<(Vec<(DiskId, PathBuf)>, Vec<(DiskId, DiskSize)>), Rejection> {
+    ) -> Result<(DiskImages, DiskSizes), Rejection> {
         let mut images = Vec::new();
         let mut sizes = Vec::new();
         for disk in disks {
@@ -462,7 +467,7 @@ impl Service {
         &self,
         vm: &VmArc,
         settings: ReplicationSettings,
-        definition: VmDefinition,
+        definition: &VmDefinition,
     ) -> Result<(), Refusal> {
         if definition.vm() != vm.id {
             return Err(refusal(

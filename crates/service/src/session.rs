@@ -59,7 +59,7 @@ impl Service {
             Ok(()) => self.note_success(vm),
             // It has failed over already, or does not answer: the session tells which.
             Err(error) => {
-                self.note_link_error(vm, "tell the replica of the planned failover", &error)
+                self.note_link_error(vm, "tell the replica of the planned failover", &error);
             }
         }
     }

@@ -12,12 +12,12 @@ impl Service {
     pub(crate) fn run_task(&self, vm: &VmArc, task: Task, stop: &Stop) {
         match task {
             Task::Apply => self.apply_received(vm),
-            Task::Effect(effect) => self.run_effect(vm, effect, stop),
+            Task::Effect(effect) => self.run_effect(vm, &effect, stop),
         }
     }
 
-    fn run_effect(&self, vm: &VmArc, effect: Effect, stop: &Stop) {
-        match effect {
+    fn run_effect(&self, vm: &VmArc, effect: &Effect, stop: &Stop) {
+        match *effect {
             Effect::OpenSession => self.open_session(vm),
             Effect::StartTracking { moment } => self.start_tracking(vm, moment),
             Effect::StopTracking => self.stop_tracking(vm),

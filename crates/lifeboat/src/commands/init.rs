@@ -118,7 +118,7 @@ pub fn run(args: &InitArgs, output: OutputFormat) -> Result<(), Failure> {
     let made = Made {
         host: config.host.clone(),
         socket: config.socket(),
-        state: config.state.clone(),
+        state: config.state,
         config: path,
         authority_fingerprint,
         request,

@@ -195,7 +195,7 @@ async fn serve_operators(
         listeners.push(Listener::Tls {
             listener: tcp,
             config: Arc::new(move || present.present()),
-            caller: Arc::new(|chain| caller_of(chain)),
+            caller: Arc::new(caller_of),
         });
     }
     show_standing(service, tls, &views);
