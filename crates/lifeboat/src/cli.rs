@@ -103,9 +103,10 @@ pub enum Command {
     #[command(subcommand)]
     Store(store::StoreCommand),
 
-    /// Show the whole way on this machine: replication, a lost host, failover, with every byte compared
+    /// Show a drill of two hosts on this machine: replication, lost hosts, failovers, with every byte compared
     ///
-    /// Makes a VM of its own in a folder of its own; needs 500 MiB of space there, and less than a minute.
+    /// Makes two hosts and a VM of its own in a folder of its own; needs 1 GiB of space there and as
+    /// much memory, and less than two minutes on a quiet machine.
     Demo(demo::Args),
 
     /// Print this reference as Markdown

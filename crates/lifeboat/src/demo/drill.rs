@@ -495,44 +495,31 @@ impl Drill {
     /// # Errors
     /// When none comes.
     pub fn wait_for_cycles(&mut self, site: Site) -> Result<(), DemoError> {
-        let mut left = 2;
-        let mut last = None;
-        let now = VmRequest::ReplicateNow;
-        while left > 0 {
-            self.host(site).request(VM, "replicate now", &now)?;
-            last = Some(self.next_moment(site, last)?);
-            left -= 1;
+        let mut known = last_moment(self.host(site))?;
+        for _ in 0..2 {
+            let now = VmRequest::ReplicateNow;
+            let host = self.host(site);
+            host.request(VM, "replicate now", &now)?;
+            known = host.wait("a newer moment at the replica", |host| {
+                let last = last_moment(host)?;
+                Ok(if last > known {
+                    Seen::AsWanted(last)
+                } else {
+                    Seen::NotYet(format!("moment {last}"))
+                })
+            })?;
         }
         Ok(())
     }
+}
 
-    /// Waits for a newer moment at the other host than `known`.
-    ///
-    /// # Errors
-    /// When none comes.
-    pub fn next_moment(&mut self, site: Site, known: Option<u64>) -> Result<u64, DemoError> {
-        let known = match known {
-            Some(known) => known,
-            None => self.last_moment(site)?,
-        };
-        self.host(site)
-            .wait("a newer moment at the replica", |host| {
-                let last = host.relationship(VM)?.and_then(|one| one.last_sequence);
-                Ok(match last {
-                    Some(last) if last > known => Seen::AsWanted(last),
-                    Some(_) | None => Seen::NotYet(format!("{last:?}")),
-                })
-            })
-    }
-
-    /// The last moment that the replica has for certain.
-    ///
-    /// # Errors
-    /// When the daemon refuses.
-    pub fn last_moment(&mut self, site: Site) -> Result<u64, DemoError> {
-        let relationship = self.host(site).relationship(VM)?;
-        Ok(relationship
-            .and_then(|one| one.last_sequence)
-            .unwrap_or_default())
-    }
+/// The last moment that the replica has for certain; 0 when there is none.
+///
+/// # Errors
+/// When the daemon refuses.
+pub fn last_moment(host: &Host) -> Result<u64, DemoError> {
+    let relationship = host.relationship(VM)?;
+    Ok(relationship
+        .and_then(|one| one.last_sequence)
+        .unwrap_or_default())
 }

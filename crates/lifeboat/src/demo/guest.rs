@@ -27,8 +27,8 @@ pub struct DiskPlan {
 pub const DISKS: [DiskPlan; 2] = [
     DiskPlan {
         name: "sda",
-        size: 192 << 20,
-        installed: 64,
+        size: 128 << 20,
+        installed: 48,
     },
     DiskPlan {
         name: "sdb",
@@ -40,8 +40,11 @@ pub const DISKS: [DiskPlan; 2] = [
 /// The guest asks for durability once in so many steps.
 const FLUSH_EVERY: u64 = 16;
 
+/// The last block of the first disk is never written: zeroes must stay zeroes.
+const UNTOUCHED: u64 = 4096;
+
 /// The guest's rest between two steps: some megabytes per second are written in the end.
-const REST: Duration = Duration::from_millis(8);
+const REST: Duration = Duration::from_millis(15);
 
 /// A writer, ready to work.
 #[derive(Debug)]
@@ -219,14 +222,16 @@ impl Guest {
         Ok(())
     }
 
-    /// A place for `length` bytes, at a multiple of `alignment` behind the marker.
+    /// A place for `length` bytes, at a multiple of `alignment`, clear of the marker and of what is
+    /// never written.
     fn place(&mut self, disk: usize, length: u64, alignment: u64) -> u64 {
-        let first = if disk == MARKER_DISK {
-            (MARKER_BYTES as u64).next_multiple_of(alignment)
+        let size = DISKS[disk].size;
+        let (first, end) = if disk == MARKER_DISK {
+            ((MARKER_BYTES as u64).next_multiple_of(alignment), size)
         } else {
-            0
+            (0, size - UNTOUCHED)
         };
-        let places = (DISKS[disk].size - first - length) / alignment + 1;
+        let places = (end - first - length) / alignment + 1;
         first + alignment * self.random.below(places)
     }
 }

@@ -21,7 +21,7 @@ use super::wire::Wire;
 use crate::commands::remote::job::has_failed;
 
 /// How long anything that the drill waits for may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often the drill looks.
 const LOOK: Duration = Duration::from_millis(40);

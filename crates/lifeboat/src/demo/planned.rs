@@ -34,8 +34,11 @@ impl Drill {
         let prepare = VmRequest::PrepareFailover;
         alpha.request(VM, "prepare the planned failover", &prepare)?;
         let what = "planned failover";
+        let prepared_ms = ms(watch.elapsed());
         let TakenOver {
-            clients, requests, ..
+            clients,
+            requests,
+            rto_ms,
         } = self.fail_over(what, Site::Beta, None, &history)?;
         let lost = history.lost_after(requests, end);
         let all = history.count();
@@ -47,7 +50,8 @@ impl Drill {
         self.report.failovers.push(Failover {
             what: "planned",
             to: Site::Beta.name(),
-            rto_ms: ms(watch.elapsed()),
+            // From the guest's last write, with its shutdown.
+            rto_ms: prepared_ms + rto_ms,
             lost: lost.into(),
             end: End::Reversed,
         });

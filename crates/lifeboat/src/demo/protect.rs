@@ -8,9 +8,10 @@ use lifeboat_rest::wire::{
 };
 use lifeboat_sys::clock::Stopwatch;
 
-use super::drill::{Drill, Site, VM};
+use super::drill::{Drill, Site, VM, last_moment};
 use super::guest::{DISKS, Running};
 use super::history::History;
+use super::host::Seen;
 use super::report::{CYCLE_HEADINGS, Cycle};
 use crate::exit::Failure;
 use crate::progress::Progress;
@@ -38,7 +39,9 @@ pub struct Protected {
 /// What was seen when a moment arrived.
 struct Arrival {
     sequence: u64,
-    requests: usize,
+    /// What the guest had written while the moment was not there yet: the next one was frozen
+    /// after it, and holds all of this.
+    safe: usize,
     bytes: u64,
     wire: u64,
     watch: Stopwatch,
@@ -146,7 +149,9 @@ impl Drill {
         self.say(&format!("\nA moment every {INTERVAL} s:\n{CYCLE_HEADINGS}"))?;
         let mut older = 0;
         let mut confirmed = 0;
-        let mut before = self.arrival(guest, None)?;
+        // What was written during the copy travels with the first moment.
+        let copied = last_moment(self.host(Site::Alpha))?;
+        let mut before = self.arrival(guest, copied, 0)?;
         for number in 1..=CYCLES {
             let arrival = if number == CYCLES {
                 let mut arrived = None;
@@ -160,7 +165,7 @@ impl Drill {
                 self.watch_cycle(guest, &before)?
             };
             // This moment was frozen after the one before had arrived.
-            confirmed = before.requests;
+            confirmed = before.safe;
             before = arrival;
             if number == POINT_AFTER {
                 let beta = self.host(Site::Beta);
@@ -178,7 +183,7 @@ impl Drill {
 
     /// Waits for the next moment, and shows it.
     fn watch_cycle(&mut self, guest: &Running, before: &Arrival) -> Result<Arrival, Failure> {
-        let arrival = self.arrival(guest, Some(before.sequence))?;
+        let arrival = self.arrival(guest, before.sequence, before.safe)?;
         let cycle = Cycle {
             sequence: arrival.sequence,
             written_bytes: arrival.bytes - before.bytes,
@@ -190,15 +195,27 @@ impl Drill {
         Ok(arrival)
     }
 
-    fn arrival(&mut self, guest: &Running, known: Option<u64>) -> Result<Arrival, Failure> {
-        let sequence = match known {
-            Some(known) => self.next_moment(Site::Alpha, Some(known))?,
-            None => self.last_moment(Site::Alpha)?,
-        };
+    /// Waits for a newer moment than `known`. `safe` requests were written before that was there.
+    fn arrival(
+        &mut self,
+        guest: &Running,
+        known: u64,
+        mut safe: usize,
+    ) -> Result<Arrival, Failure> {
+        let sequence = self.host(Site::Alpha).wait("the next moment", |host| {
+            let written = guest.history().count();
+            let last = last_moment(host)?;
+            Ok(if last > known {
+                Seen::AsWanted(last)
+            } else {
+                safe = written;
+                Seen::NotYet(format!("moment {last}"))
+            })
+        })?;
         let history = guest.history();
         Ok(Arrival {
             sequence,
-            requests: history.count(),
+            safe,
             bytes: history.bytes(),
             wire: self.wire_bytes(),
             watch: Stopwatch::start(),
