@@ -96,7 +96,7 @@ impl Drill {
     pub fn prepare(
         folder: WorkFolder,
         output: OutputFormat,
-        interrupted: Arc<AtomicBool>,
+        interrupted: &Arc<AtomicBool>,
     ) -> Result<Self, DemoError> {
         let watch = Stopwatch::start();
         let seed = system::random_bytes().map_err(|source| DemoError::System {
@@ -105,7 +105,7 @@ impl Drill {
         })?;
         let make = |site: Site| {
             let root = folder.of(site.folder());
-            Host::make(site.name(), root, Arc::clone(&interrupted))
+            Host::make(site.name(), root, Arc::clone(interrupted))
         };
         Ok(Self {
             alpha: make(Site::Alpha)?,
@@ -427,10 +427,11 @@ impl Drill {
             .host(site)
             .request(VM, "start the VM", &VmRequest::Start);
         let (holds, found) = match start {
-            Err(DemoError::Host {
-                source: ClientError::Refused { problem },
-                ..
-            }) => (true, problem.what),
+            Err(DemoError::Host { source, .. })
+                if matches!(*source, ClientError::Refused { .. }) =>
+            {
+                (true, source.to_string())
+            }
             Err(error) => return Err(error.into()),
             Ok(()) => (false, "it started the VM".to_owned()),
         };

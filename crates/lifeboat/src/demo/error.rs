@@ -55,7 +55,7 @@ pub enum DemoError {
     Host {
         host: &'static str,
         what: &'static str,
-        source: ClientError,
+        source: Box<ClientError>,
     },
 
     #[error("{host} was to {what}: {}: {}", .job.job_state_text, .job.error_description)]

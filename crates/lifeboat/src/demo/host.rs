@@ -73,7 +73,7 @@ impl Host {
         let client = client.map_err(|source| DemoError::Host {
             host: name,
             what: "answer",
-            source,
+            source: Box::new(source),
         })?;
         Ok(Self {
             name,
@@ -240,7 +240,7 @@ impl Host {
         question(&self.client).map_err(|source| DemoError::Host {
             host: self.name,
             what,
-            source,
+            source: Box::new(source),
         })
     }
 

@@ -89,7 +89,7 @@ pub fn run(args: &Args, output: OutputFormat) -> Result<(), Failure> {
         })?;
     }
     let folder = WorkFolder::prepare(args.dir.as_deref(), afterwards)?;
-    let mut drill = Drill::prepare(folder, output, interrupted)?;
+    let mut drill = Drill::prepare(folder, output, &interrupted)?;
     let shown = drill.show();
     // A wrong byte is the worse news, and may be why something failed later.
     match shown {
