@@ -246,6 +246,7 @@ impl Drill {
     /// # Errors
     /// When the output cannot be written.
     pub fn prove(&mut self, what: &'static str, holds: bool, found: String) -> Result<(), Failure> {
+        self.alpha.refuse_if_interrupted()?;
         let word = if holds { "" } else { "FAILED: " };
         self.say(&format!("  {word}{what}: {}\n", output::printable(&found)))?;
         self.report.proofs.push(Proof { what, holds, found });
@@ -271,6 +272,7 @@ impl Drill {
             Ok(claim) => compare_claim(what, clients, claim),
             Err(difference) => nothing_right(what, difference),
         };
+        self.alpha.refuse_if_interrupted()?;
         self.say(&format!(
             "  {what}: both disks hold {} requests, {}\n",
             comparison.requests,

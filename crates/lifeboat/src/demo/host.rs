@@ -372,6 +372,17 @@ impl Host {
         self.request(vm, "shut the VM down", &VmRequest::Stop(how))
     }
 
+    /// # Errors
+    /// [`DemoError::Interrupted`] when the user does not want to see more: a daemon may have
+    /// been told, too.
+    pub fn refuse_if_interrupted(&self) -> Result<(), DemoError> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            Err(DemoError::Interrupted)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Looks until something is as wanted.
     ///
     /// # Errors
@@ -383,9 +394,7 @@ impl Host {
     ) -> Result<T, DemoError> {
         let watch = Stopwatch::start();
         loop {
-            if self.interrupted.load(Ordering::Relaxed) {
-                return Err(DemoError::Interrupted);
-            }
+            self.refuse_if_interrupted()?;
             let seen = match look(self)? {
                 Seen::AsWanted(value) => return Ok(value),
                 Seen::NotYet(seen) => seen,

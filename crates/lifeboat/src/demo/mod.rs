@@ -30,7 +30,7 @@ mod wire;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -91,9 +91,14 @@ pub fn run(args: &Args, output: OutputFormat) -> Result<(), Failure> {
     let folder = WorkFolder::prepare(args.dir.as_deref(), afterwards)?;
     let mut drill = Drill::prepare(folder, output, &interrupted)?;
     let shown = drill.show();
-    // A wrong byte is the worse news, and may be why something failed later.
+    if drill.has_failures() {
+        // A wrong byte is the worse news, and may be why something failed later.
+        return drill.finish();
+    }
     match shown {
-        Err(failure) if !drill.has_failures() => Err(failure),
-        Ok(()) | Err(_) => drill.finish(),
+        // A signal may have ended the daemons, too, and what failed then is no news.
+        Err(_) if interrupted.load(Ordering::Relaxed) => Err(DemoError::Interrupted.into()),
+        Err(failure) => Err(failure),
+        Ok(()) => drill.finish(),
     }
 }
