@@ -12,15 +12,10 @@ use crate::gate::Death;
 use crate::world::{At, World};
 
 /// Deaths tried for each flow and side.
-const DEATHS: u64 = 10;
+const DEATHS: u64 = 6;
 
 /// Runs a flow with deaths of one host spread over its calls.
-fn each_death(
-    seed: u64,
-    at: At,
-    before: impl Fn(&mut World),
-    flow: impl Fn(&mut World),
-) {
+fn each_death(seed: u64, at: At, before: impl Fn(&mut World), flow: impl Fn(&mut World)) {
     let run = |death: Option<Death>| {
         let mut world = World::new(seed, &[("vda", 256 << 10)]);
         before(&mut world);
@@ -63,9 +58,12 @@ fn fail_over_and_commit(world: &mut World) {
             ReplicationState::Recovered | ReplicationState::Committed
         )
     });
-    world.reach("committed", At::Beta, &VmOperation::CommitFailover, |world| {
-        world.beta.state(world.vm).1 == ReplicationState::Committed
-    });
+    world.reach(
+        "committed",
+        At::Beta,
+        &VmOperation::CommitFailover,
+        |world| world.beta.state(world.vm).1 == ReplicationState::Committed,
+    );
     world.start(At::Beta);
     let shadow = world.shadow.clone();
     world.expect_surely(At::Beta, &shadow);
@@ -76,7 +74,10 @@ fn reverse(world: &mut World) {
     world.reverse(At::Beta);
     world.replicate(At::Beta);
     world.expect_replica_surely(At::Alpha);
-    assert!(world.traffic().0 - copied < 256 << 10, "everything travelled");
+    assert!(
+        world.traffic().0 - copied < 256 << 10,
+        "everything travelled"
+    );
 }
 
 /// A VM that is off with everything replicated.
@@ -98,18 +99,28 @@ fn ready_to_reverse(world: &mut World) {
 
 #[test]
 fn a_primary_that_dies_during_the_first_copy_goes_on_with_it() {
-    each_death(41, At::Alpha, |_| {}, |world| {
-        protect(world);
-        world.expect_replica_surely(At::Beta);
-    });
+    each_death(
+        41,
+        At::Alpha,
+        |_| {},
+        |world| {
+            protect(world);
+            world.expect_replica_surely(At::Beta);
+        },
+    );
 }
 
 #[test]
 fn a_replica_that_dies_during_the_first_copy_goes_on_with_it() {
-    each_death(42, At::Beta, |_| {}, |world| {
-        protect(world);
-        world.expect_replica_surely(At::Beta);
-    });
+    each_death(
+        42,
+        At::Beta,
+        |_| {},
+        |world| {
+            protect(world);
+            world.expect_replica_surely(At::Beta);
+        },
+    );
 }
 
 #[test]

@@ -60,12 +60,7 @@ fn a_planned_failover_and_its_reversal_end_right_whatever_answer_is_lost() {
         let (copied, _) = world.traffic();
         world.stop(At::Alpha);
         plan(&world, at, call, fault, times);
-        let prepare = VmOperation::PreparePlannedFailover;
-        world.reach("prepared", At::Alpha, &prepare, |world| {
-            world.alpha.state(world.vm).1 == ReplicationState::SyncedReplicationComplete
-                && world.alpha.unsent(world.vm) == 0
-                && world.beta.backlog(world.vm) == 0
-        });
+        world.prepare(At::Alpha);
         let how = Urgency::Checked;
         let fail_over = VmOperation::InitiateFailover { point: None, how };
         world.reach("failed over", At::Beta, &fail_over, |world| {
@@ -79,7 +74,10 @@ fn a_planned_failover_and_its_reversal_end_right_whatever_answer_is_lost() {
         world.replicate(At::Beta);
         let is_reached = world.network.is_exhausted();
         world.expect_replica(At::Alpha);
-        assert!(world.traffic().0 - copied < 256 << 10, "everything travelled");
+        assert!(
+            world.traffic().0 - copied < 256 << 10,
+            "everything travelled"
+        );
         is_reached
     });
 }

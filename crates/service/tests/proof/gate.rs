@@ -1,8 +1,9 @@
 //! A host that dies at a chosen call, as by `kill -9`, while the others live on.
 //!
 //! Every call to the disk and to peers passes the gate of its host. At the chosen call the
-//! host's folder is copied as the kernel would keep it, and from then on every thread of the
-//! host ends at its next call, so nothing that it still does reaches the copy or a peer.
+//! host's catalog is copied as the kernel would keep it, and from then on every thread of the
+//! host ends at its next call: what it still says to its old catalog reaches nobody, and its
+//! disks stay as they are for the next life.
 
 use std::any::Any;
 use std::fmt;
@@ -25,7 +26,7 @@ pub enum Death {
 /// One life of a host.
 pub struct Gate {
     root: PathBuf,
-    /// Where the folder is kept as it was at the death.
+    /// Where the catalog is kept as it was at the death.
     kept: PathBuf,
     killed: AtomicBool,
     calls: AtomicU64,
@@ -96,12 +97,12 @@ impl Gate {
         if self.killed.swap(true, Ordering::SeqCst) {
             return;
         }
-        // Nobody is within a call to the disk while the folder is copied.
+        // Nobody is within a call to the disk while the catalog is copied.
         let _alone = self.passing.write().unwrap_or_else(PoisonError::into_inner);
-        keep(&self.root, &self.kept).expect("keep the folder of a host that dies");
+        keep(&self.root, &self.kept).expect("keep the catalog of a host that dies");
     }
 
-    /// The host is dead, and its folder was kept before.
+    /// The host is dead, and its catalog was kept before.
     pub fn kill_unkept(&self) {
         self.killed.store(true, Ordering::SeqCst);
     }
@@ -167,46 +168,24 @@ impl Gate {
     }
 }
 
-/// Copies a host's folder: the catalog first, so that nothing it speaks of is missing.
-pub fn keep(from: &Path, to: &Path) -> io::Result<()> {
-    std::fs::create_dir(to)?;
-    for name in ["catalog", "catalog-wal"] {
-        let file = from.join(name);
-        if file.exists() {
-            std::fs::copy(&file, to.join(name))?;
-        }
-    }
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            copy(&entry.path(), &to.join(entry.file_name()))?;
-        }
-    }
-    Ok(())
-}
+/// The files of a catalog that outlive its process.
+pub const CATALOG: [&str; 2] = ["catalog", "catalog-wal"];
 
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    std::fs::create_dir(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let (path, new) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type()?;
-        let copied = if kind.is_dir() {
-            copy(&path, &new)
-        } else if kind.is_symlink() {
-            std::os::unix::fs::symlink(std::fs::read_link(&path)?, &new)
-        } else if kind.is_file() {
-            std::fs::copy(&path, &new).map(|_| ())
-        } else {
-            Ok(())
-        };
-        match copied {
-            // The send-spool is changed beside the gate.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            outcome => outcome?,
+/// Copies a host's catalog as it is at one instant.
+pub fn keep(root: &Path, kept: &Path) -> io::Result<()> {
+    std::fs::create_dir(kept)?;
+    let read = |name: &str| match std::fs::read(root.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        outcome => outcome,
+    };
+    // The log only grows, unless it is taken over into the file.
+    loop {
+        let (file, log) = (read(CATALOG[0])?, read(CATALOG[1])?);
+        if read(CATALOG[0])? == file {
+            std::fs::write(kept.join(CATALOG[0]), file)?;
+            return std::fs::write(kept.join(CATALOG[1]), log);
         }
     }
-    Ok(())
 }
 
 /// The disk of a host, as its threads reach it.
@@ -346,16 +325,17 @@ impl DiskFile for GatedFile {
         self.inner.start_writeback(offset, len);
     }
 
+    // The locks of a process end with it; here they would outlive their host.
     fn try_lock(&self) -> io::Result<bool> {
-        self.inner.try_lock()
+        Ok(true)
     }
 
-    fn try_lock_bytes(&self, held: &[u64], refused: &[u64]) -> io::Result<bool> {
-        self.inner.try_lock_bytes(held, refused)
+    fn try_lock_bytes(&self, _: &[u64], _: &[u64]) -> io::Result<bool> {
+        Ok(true)
     }
 
-    fn unlock_bytes(&self, held: &[u64]) -> io::Result<()> {
-        self.inner.unlock_bytes(held)
+    fn unlock_bytes(&self, _: &[u64]) -> io::Result<()> {
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

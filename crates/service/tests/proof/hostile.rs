@@ -296,7 +296,8 @@ fn names_and_documents_from_a_peer_are_checked_before_anything_is_made() {
         .unwrap_err();
     assert_eq!(refused.code, RefusalCode::InvalidState);
     assert_eq!(host.vms(&admin()).unwrap().len(), vms);
-    let text = r#"{"relationship":"x","lineage":"y","copy":1,"disk":"../a","range":{"start":0,"end":1}}"#;
+    let text =
+        r#"{"relationship":"x","lineage":"y","copy":1,"disk":"../a","range":{"start":0,"end":1}}"#;
     assert!(serde_json::from_str::<ChunkPlace>(text).is_err());
 }
 
@@ -380,8 +381,7 @@ fn a_disk_that_is_full_on_either_side_costs_time_and_nothing_else() {
                 .service
                 .health(&admin(), &lifeboat_service::api::VmRef::Id(world.vm))
                 .unwrap();
-            !health.reasons.is_empty()
-                || world.alpha.relation(world.vm).last_sequence > before
+            !health.reasons.is_empty() || world.alpha.relation(world.vm).last_sequence > before
         });
         world.site(at).gate.free_disk();
         world.replicate(At::Alpha);

@@ -104,15 +104,13 @@ fn a_reversal_sends_what_the_maps_of_both_sides_name_and_the_way_back_too() {
     world.write_at(At::Beta, 5);
     world.replicate(At::Beta);
     world.expect_replica(At::Alpha);
-    assert!(world.traffic().0 - copied < 700 << 10, "nearly everything travelled");
+    assert!(
+        world.traffic().0 - copied < 700 << 10,
+        "nearly everything travelled"
+    );
     // And back again, planned.
     world.stop(At::Beta);
-    let prepare = VmOperation::PreparePlannedFailover;
-    world.reach("prepared", At::Beta, &prepare, |world| {
-        world.beta.state(world.vm).1 == ReplicationState::SyncedReplicationComplete
-            && world.beta.unsent(world.vm) == 0
-            && world.alpha.backlog(world.vm) == 0
-    });
+    world.prepare(At::Beta);
     let how = Urgency::Checked;
     let fail_over = VmOperation::InitiateFailover { point: None, how };
     world.reach("failed back", At::Alpha, &fail_over, |world| {

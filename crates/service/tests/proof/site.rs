@@ -20,7 +20,7 @@ use lifeboat_service::{Clock, OnBoot, Service, ServiceConfig, SystemClock};
 use lifeboat_sys::disk::RealDisk;
 use lifeboat_sys::host::BootId;
 
-use crate::gate::{GatedDisk, Gate, keep};
+use crate::gate::{CATALOG, Gate, GatedDisk, keep};
 use crate::links::{GatedLinks, Hosts};
 
 /// How long a host asks its peer before it holds a VM.
@@ -103,7 +103,7 @@ impl Site {
         self.network.remove(&self.address);
         self.service.stop();
         keep(&self.root, &self.kept()).unwrap();
-        // What threads of the old life still do stays with the old folder.
+        // What threads of the old life still do stays with the old catalog.
         self.gate.kill_unkept();
         self.live_again();
     }
@@ -130,8 +130,19 @@ impl Site {
 
     fn live_again(&mut self) {
         let buried = self.root.with_extension(format!("life{}", self.life));
-        std::fs::rename(&self.root, buried).unwrap();
-        std::fs::rename(self.kept(), &self.root).unwrap();
+        std::fs::create_dir(&buried).unwrap();
+        for entry in std::fs::read_dir(&self.root).unwrap() {
+            let name = entry.unwrap().file_name();
+            if name.to_string_lossy().starts_with("catalog") {
+                std::fs::rename(self.root.join(&name), buried.join(&name)).unwrap();
+            }
+        }
+        for name in CATALOG {
+            let kept = self.kept().join(name);
+            if kept.exists() {
+                std::fs::rename(kept, self.root.join(name)).unwrap();
+            }
+        }
         self.life += 1;
         let mut born = Born {
             name: self.name,
