@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lifeboat_hypervisor::{HypervisorError, Tracking};
+use lifeboat_hypervisor::{HypervisorError, Tracking, VmDefinition};
 use lifeboat_model::authorization::AuthorizationEntry;
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{Event, Record, Replica, ReplicaPhase, Role, VmPower};
@@ -215,16 +215,7 @@ impl Service {
         };
         std::fs::create_dir_all(entry.replica_storage_location.as_path())
             .map_err(|error| failed(&error))?;
-        let new = NewStore {
-            vm: message.vm,
-            relationship: message.relationship,
-            lineage: message.lineage.id,
-            disks: message
-                .disks
-                .iter()
-                .map(|disk| (disk.id.clone(), disk.size))
-                .collect(),
-        };
+        let new = new_store(message);
         let disk = Arc::clone(&self.inner.disk);
         let holder = self.store_holder();
         let store = match Store::init(Arc::clone(&disk), &folder, &new, &holder) {
@@ -270,11 +261,59 @@ impl Service {
             )
         };
         let disk = Arc::clone(&self.inner.disk);
-        let store = Store::open(disk, folder, &self.store_holder()).map_err(|_| taken())?;
-        let is_ours = store.vm() == message.vm
-            && store.relationship() == message.relationship
-            && store.tip() == Sequence::ZERO;
-        if is_ours { Ok(store) } else { Err(taken()) }
+        let store =
+            Store::open(Arc::clone(&disk), folder, &self.store_holder()).map_err(|_| taken())?;
+        if store.vm() != message.vm || !is_unused(&store) {
+            return Err(taken());
+        }
+        if store.relationship() == message.relationship {
+            return Ok(store);
+        }
+        // The primary has drawn another relationship since. Nothing ever came to this one.
+        let aside = folder.with_extension(format!("unused-{}", store.relationship()));
+        drop(store);
+        let failed = |error: std::io::Error| {
+            refusal(
+                RefusalCode::Failed,
+                &format!("move {} away: {error}", folder.display()),
+            )
+        };
+        self.inner.disk.rename(folder, &aside).map_err(failed)?;
+        self.remove_test_files(&aside);
+        let new = new_store(message);
+        Store::init(disk, folder, &new, &self.store_holder())
+            .map_err(|error| refusal(RefusalCode::Failed, &with_causes(&error)))
+    }
+
+    /// A replica that nothing ever came to makes room for another try of the same primary,
+    /// which has lost the answer to the first.
+    pub(crate) fn make_room(&self, caller: &PeerName, vm: &VmArc) -> Result<(), Refusal> {
+        let in_use = || {
+            refusal(
+                RefusalCode::InvalidState,
+                "this VM has another relationship here already; remove that first",
+            )
+        };
+        let relation = vm.core().relation.clone().ok_or_else(in_use)?;
+        let waits = match &relation.record().role {
+            Role::Replica(replica) => matches!(replica.phase, ReplicaPhase::WaitingInitial),
+            Role::Primary(_) => false,
+        };
+        let mut held = vm.store();
+        let is_unused = held
+            .as_ref()
+            .is_some_and(|replica| is_unused(&replica.store));
+        if !waits || !is_unused || !relation.peer.host.eq_ignore_ascii_case(caller.as_str()) {
+            return Err(in_use());
+        }
+        *held = None;
+        let ledger = &self.inner.ledger;
+        ledger
+            .remove_relation(relation.record().relationship)
+            .and_then(|()| ledger.remove_vm(vm.id))
+            .map_err(|error| refusal(RefusalCode::Failed, &with_causes(&error)))?;
+        self.remove(vm.id);
+        Ok(())
     }
 
     fn add_replica_vm(
@@ -285,6 +324,7 @@ impl Service {
     ) -> Result<VmArc, Refusal> {
         let now = self.now();
         let definition = definition_of(&message.definition)?;
+        let definition = crate::manage::with_disks(&definition, &message.disks)?;
         let definition =
             crate::manage::renamed(&definition, message.vm, &self.free_name(definition.name()));
         let saved = |error: &lifeboat_catalog::CatalogError| {
@@ -404,11 +444,17 @@ impl Service {
             .drawn
             .next()
             .ok_or_else(|| refusal(RefusalCode::Failed, "all moments are used up"))?;
+        let definition = crate::manage::with_disks(&vm.core().definition, &message.replica.disks)?;
         let (images, storage) = {
             let core = vm.core();
             match &core.place {
+                // A disk that was never replicated stays where it is.
                 DisksPlace::Images(images) => (
-                    images.clone(),
+                    images
+                        .iter()
+                        .filter(|(id, _)| message.replica.disks.iter().any(|disk| disk.id == *id))
+                        .cloned()
+                        .collect(),
                     entry
                         .replica_storage_location
                         .as_path()
@@ -456,7 +502,7 @@ impl Service {
             trust_group: entry.trust_group.as_str().to_owned(),
             version: relation.version,
         };
-        self.save_role(vm, next, DisksPlace::Store(storage))?;
+        self.save_role(vm, next, DisksPlace::Store(storage), definition)?;
         self.finish_adoption(vm)?;
         let name = vm.name();
         let text = format!("{name}: this host keeps the replica now, {caller} runs the VM");
@@ -566,14 +612,20 @@ impl Service {
         self.label(vm, |saved| saved.adopting = None)
     }
 
-    fn save_role(&self, vm: &VmArc, mut next: Relation, place: DisksPlace) -> Result<(), Refusal> {
+    fn save_role(
+        &self,
+        vm: &VmArc,
+        mut next: Relation,
+        place: DisksPlace,
+        definition: VmDefinition,
+    ) -> Result<(), Refusal> {
         let now = self.now();
         let mut core = vm.core();
         let row = lifeboat_catalog::Vm {
             id: vm.id,
             name: core.definition.name().to_owned(),
             driver: "volume".to_owned(),
-            definition: document(&core.definition),
+            definition: document(&definition),
             disks: document(&place),
             desired_power: lifeboat_catalog::DesiredPower::Off,
             created_at: core.created_at,
@@ -588,6 +640,7 @@ impl Service {
             .save_role(&row, &next)
             .map_err(|error| failed(&error))?;
         core.relation = Some(next);
+        core.definition = definition;
         core.place = place;
         core.desired = lifeboat_catalog::DesiredPower::Off;
         drop(core);
@@ -644,6 +697,24 @@ fn coarse(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
         gap *= 2;
     }
     coarse
+}
+
+/// Whether nothing was ever received.
+fn is_unused(store: &Store) -> bool {
+    store.tip() == Sequence::ZERO && store.copy_status().is_none()
+}
+
+fn new_store(message: &NewReplica) -> NewStore {
+    NewStore {
+        vm: message.vm,
+        relationship: message.relationship,
+        lineage: message.lineage.id,
+        disks: message
+            .disks
+            .iter()
+            .map(|disk| (disk.id.clone(), disk.size))
+            .collect(),
+    }
 }
 
 /// The lineage that a new relationship begins with.

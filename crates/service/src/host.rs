@@ -306,23 +306,22 @@ impl Host for Service {
     fn make_replica(&self, caller: &PeerName, message: NewReplica) -> Result<(), Refusal> {
         let entry = self.accept_replica(caller, &message)?;
         if let Some(vm) = self.find(message.vm) {
-            let core = vm.core();
-            return match core.relation() {
+            let known = vm.core().relation.clone();
+            match known {
                 Some(relation)
                     if relation.record().relationship == message.relationship
                         && !relation.is_primary() =>
                 {
-                    Ok(())
+                    return Ok(());
                 }
-                Some(_) => Err(refusal(
-                    RefusalCode::InvalidState,
-                    "this VM has another relationship here already; remove that first",
-                )),
-                None => Err(refusal(
-                    RefusalCode::InvalidState,
-                    "this host has a VM with this id that is no replica",
-                )),
-            };
+                Some(_) => self.make_room(caller, &vm)?,
+                None => {
+                    return Err(refusal(
+                        RefusalCode::InvalidState,
+                        "this host has a VM with this id that is no replica",
+                    ));
+                }
+            }
         }
         self.create_replica(caller, &message, &entry)
     }

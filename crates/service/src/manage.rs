@@ -605,12 +605,13 @@ impl Service {
         let held = vm.store().take();
         if let Some(mut replica) = held {
             replica.failover_disks.clear();
-            replica.test_pin = None;
+            // What a test reads is merged away unless it is held until the store is sealed.
             if replica.store.role() == lifeboat_store::Role::Replica
                 && let Err(error) = replica.store.seal()
             {
                 tracing::warn!(vm = %vm.id, "seal the store: {}", with_causes(&error));
             }
+            replica.test_pin = None;
         }
     }
 
@@ -625,6 +626,30 @@ impl Service {
             VmPower::Off
         })
     }
+}
+
+/// The same definition with these disks only: what a replica holds of a VM.
+pub(crate) fn with_disks(
+    definition: &VmDefinition,
+    replicated: &[PeerDisk],
+) -> Result<VmDefinition, Refusal> {
+    let is_replicated = |disk: &DiskSettings| replicated.iter().any(|one| one.id == disk.id);
+    let settings = VmSettings {
+        disks: definition
+            .settings()
+            .disks
+            .iter()
+            .filter(|disk| is_replicated(disk))
+            .cloned()
+            .collect(),
+        ..definition.settings().clone()
+    };
+    VmDefinition::try_from(settings).map_err(|error| {
+        refusal(
+            RefusalCode::Invalid,
+            &format!("define the VM with its replicated disks: {error}"),
+        )
+    })
 }
 
 /// The same definition for another VM, or under another name.

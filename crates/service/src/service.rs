@@ -300,6 +300,8 @@ impl Service {
             self.set_alarm(vm);
             vm.tell_changed();
         }
+        // What was wished for meanwhile can begin now that nothing is under way.
+        self.set_alarm(vm);
         vm.tell_changed();
     }
 

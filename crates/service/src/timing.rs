@@ -80,7 +80,9 @@ impl Service {
                     (facts.failures > 0).then(|| if facts.wanted { now } else { retry() })
                 }
             },
-            Primary::Prepared { .. } => (facts.failures > 0).then(retry),
+            Primary::Prepared { .. } => {
+                (facts.failures > 0).then(|| if facts.wanted { now } else { retry() })
+            }
             Primary::Ready { start: Some(start) } => Some(now + self.until(start.at)),
             Primary::ResyncRequired { at: Some(at), .. } => Some(now + self.until(*at)),
             Primary::ResyncRequired { at: None, .. } => Some(now + LONGEST_SLEEP / 60),
@@ -88,7 +90,7 @@ impl Service {
             | Primary::Suspended { .. }
             | Primary::ResyncSuspended(_) => None,
             // Whether the take-over was given up is asked for now and then.
-            Primary::Fenced { .. } => Some(now + PROBE),
+            Primary::Fenced { .. } => Some(if facts.wanted { now } else { now + PROBE }),
         }
     }
 
@@ -129,7 +131,8 @@ impl Service {
     pub(crate) fn wake(&self, vm: &VmArc) {
         let (role, settings) = {
             let mut core = vm.core();
-            core.facts.wanted = false;
+            // A wish that comes while something is under way is for what follows it.
+            core.facts.wanted &= !vm.is_idle();
             let Some(relation) = core.relation() else {
                 return;
             };

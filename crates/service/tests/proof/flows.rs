@@ -1,0 +1,308 @@
+//! What operators do, each ending with every byte compared.
+
+use lifeboat_model::contract::{InitialReplicationType, ReplicationState, ReturnCode};
+use lifeboat_model::settings::SettingsChange;
+use lifeboat_peer::testing::Fault;
+use lifeboat_service::api::{Urgency, VmOperation};
+
+use crate::world::{At, Primary, Replica, World, expect_same};
+
+/// The only answer that a failover gives while the primary's guest runs.
+fn fail_over(how: Urgency) -> VmOperation {
+    VmOperation::InitiateFailover { point: None, how }
+}
+
+#[test]
+fn a_replica_has_every_byte_and_cycles_send_only_changes() {
+    let mut world = World::replicated(1);
+    world.expect_replica(At::Beta);
+    let (copied, sent) = world.traffic();
+    for _ in 0..3 {
+        world.write(3);
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+    }
+    let (copied_after, sent_after) = world.traffic();
+    assert_eq!(copied_after, copied, "whole disks travelled again");
+    // Three rounds of three writes of at most 20 KiB, to two disks.
+    assert!(sent_after - sent < 3 * 2 * 3 * (24 << 10));
+}
+
+#[test]
+fn an_excluded_disk_does_not_travel() {
+    let mut world = World::new(2, &[("vda", 1 << 20), ("swap", 1 << 20)]);
+    world.enable(SettingsChange {
+        included_disks: Some(vec!["vda".to_owned()]),
+        ..SettingsChange::default()
+    });
+    world.copy();
+    world.write(5);
+    world.replicate(At::Alpha);
+    let found = world.test(At::Beta);
+    let wanted = [("vda".to_owned(), world.shadow["vda"].clone())].into();
+    expect_same(&found, &wanted);
+}
+
+#[test]
+fn a_copy_that_is_interrupted_goes_on_with_the_pieces_that_are_missing() {
+    for lost in [0, 2, 4] {
+        let mut world = World::new(3, &[("vda", 200 << 20)]);
+        world.enable(SettingsChange::default());
+        let beta = world.beta.address.clone();
+        // The copy begins with one call, and each piece is one.
+        for _ in 0..lost {
+            world.network.plan_success(&beta);
+        }
+        world.network.plan(&beta, Fault::LoseAnswer);
+        let start = VmOperation::StartReplication {
+            kind: InitialReplicationType::NetworkTransfer,
+            at: None,
+        };
+        world.ask(At::Alpha, start).unwrap();
+        world.wait("the call is lost", |world| world.network.is_exhausted());
+        world.alpha.restart();
+        world.wait("the first copy", World::is_replicating);
+        world.start(At::Alpha);
+        world.write(3);
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+    }
+}
+
+#[test]
+fn a_pause_of_either_side_loses_nothing_and_copies_nothing_again() {
+    let mut world = World::replicated(4);
+    let (copied, _) = world.traffic();
+    for at in [At::Alpha, At::Beta] {
+        world.reach("paused", at, &VmOperation::Suspend, |world| {
+            world.site(at).state(world.vm).1 == ReplicationState::Suspended
+        });
+        world.write(5);
+        world.reach("resumed", at, &VmOperation::Resume, |world| {
+            world.site(at).state(world.vm).1 == ReplicationState::Replicating
+        });
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+    }
+    assert_eq!(world.traffic().0, copied);
+}
+
+#[test]
+fn a_comparison_sends_what_differs_and_keeps_the_points() {
+    let mut world = World::replicated(5);
+    world.ask(At::Beta, VmOperation::MakePoint).unwrap();
+    let before = world.shadow.clone();
+    let points = world.beta.points(world.vm);
+    world.write(3);
+    // The maps of a host that was booted meanwhile are not believed.
+    world.alpha.reboot();
+    world.start(At::Alpha);
+    let (copied, _) = world.traffic();
+    let again = VmOperation::Resynchronize { at: None };
+    world.reach("compared", At::Alpha, &again, |world| {
+        world.is_replicating() && world.alpha.unsent(world.vm) == 0
+    });
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+    let kept = world.beta.points(world.vm);
+    for point in &points {
+        assert!(kept.iter().any(|kept| kept.sequence == point.sequence));
+    }
+    assert!(
+        world.traffic().0 - copied < 512 << 10,
+        "nearly everything travelled"
+    );
+    // The point from before reads as it was.
+    let newest = points.iter().map(|point| point.sequence).max();
+    world.alpha.kill();
+    world.reach(
+        "failed over to the point",
+        At::Beta,
+        &VmOperation::InitiateFailover {
+            point: newest,
+            how: Urgency::Forced,
+        },
+        |world| world.beta.state(world.vm).1 == ReplicationState::Recovered,
+    );
+    world.start(At::Beta);
+    world.expect(At::Beta, &before);
+}
+
+#[test]
+fn a_test_failover_reads_one_moment_while_cycles_go_on_and_over_a_restart() {
+    let mut world = World::replicated(6);
+    let before = world.shadow.clone();
+    let test = VmOperation::TestFailover { point: None };
+    world.ask(At::Beta, test.clone()).unwrap();
+    let id = world.beta.view(world.vm).test_replica.unwrap();
+    world.beta.ask(id, VmOperation::StartVm).unwrap();
+    world.write(5);
+    world.replicate(At::Alpha);
+    expect_same(&world.read(At::Beta, id), &before);
+    world.beta.restart();
+    world.wait("the test's VM runs again", |world| {
+        world.beta.view(id).running
+    });
+    world.write(5);
+    world.replicate(At::Alpha);
+    expect_same(&world.read(At::Beta, id), &before);
+    let refused = world.ask(At::Beta, test).unwrap_err();
+    assert_eq!(refused.code, ReturnCode::InUse);
+    world.ask(At::Beta, VmOperation::EndTestFailover).unwrap();
+    world.expect_replica(At::Beta);
+}
+
+/// The VM is off and everything it wrote is with the replica.
+fn prepare(world: &mut World) {
+    world.write(5);
+    let prepare = VmOperation::PreparePlannedFailover;
+    let refused = world.ask(At::Alpha, prepare).unwrap_err();
+    assert_eq!(refused.code, ReturnCode::InvalidState, "the VM runs");
+    world.stop(At::Alpha);
+    world.prepare(At::Alpha);
+}
+
+#[test]
+fn a_planned_failover_loses_nothing_and_locks_the_vm_where_it_was() {
+    let mut world = World::replicated(7);
+    prepare(&mut world);
+    let refused = world.ask(At::Alpha, VmOperation::StartVm).unwrap_err();
+    assert_eq!(refused.code, ReturnCode::InvalidState);
+    let (copied, _) = world.traffic();
+    world.reach(
+        "failed over",
+        At::Beta,
+        &fail_over(Urgency::Checked),
+        |world| world.beta.state(world.vm).1 == ReplicationState::Recovered,
+    );
+    world.start(At::Beta);
+    let shadow = world.shadow.clone();
+    world.expect(At::Beta, &shadow);
+    world.write_at(At::Beta, 5);
+    world.reverse(At::Beta);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+    assert!(world.traffic().0 - copied < 512 << 10);
+}
+
+#[test]
+fn a_planned_failover_can_be_cancelled_until_the_replica_has_failed_over() {
+    let mut world = World::replicated(8);
+    prepare(&mut world);
+    let cancel = VmOperation::CancelPlannedFailover {
+        how: Urgency::Checked,
+    };
+    world.reach("granted", At::Alpha, &cancel, |world| {
+        world.alpha.state(world.vm).1 == ReplicationState::Replicating
+    });
+    world.start(At::Alpha);
+    prepare(&mut world);
+    world.reach(
+        "failed over",
+        At::Beta,
+        &fail_over(Urgency::Checked),
+        |world| world.beta.state(world.vm).1 == ReplicationState::Recovered,
+    );
+    // It may be refused at once or after the replica was asked; it is never granted.
+    let _ = world.ask(At::Alpha, cancel);
+    world.wait("fenced", |world| {
+        world.alpha.state(world.vm).1 == ReplicationState::Critical
+    });
+    let refused = world.ask(At::Alpha, VmOperation::StartVm).unwrap_err();
+    assert_eq!(refused.code, ReturnCode::InvalidState);
+}
+
+#[test]
+fn a_failover_is_refused_while_the_primary_runs_unless_it_is_forced() {
+    let mut world = World::replicated(9);
+    let refused = world
+        .ask(At::Beta, fail_over(Urgency::Checked))
+        .unwrap_err();
+    assert_eq!(refused.code, ReturnCode::InvalidState);
+    assert!(world.is_replicating());
+    let shadow = world.shadow.clone();
+    world.reach(
+        "failed over",
+        At::Beta,
+        &fail_over(Urgency::Forced),
+        |world| world.beta.state(world.vm).1 == ReplicationState::Recovered,
+    );
+    world.start(At::Beta);
+    world.expect(At::Beta, &shadow);
+    world.wait("the old primary knows", |world| {
+        world.alpha.state(world.vm).1 == ReplicationState::Critical
+    });
+}
+
+#[test]
+fn a_revert_gives_the_choice_of_another_point_and_cycles_go_on_after_it() {
+    let mut world = World::replicated(10);
+    world.ask(At::Beta, VmOperation::MakePoint).unwrap();
+    let older = world.shadow.clone();
+    let point = world
+        .beta
+        .points(world.vm)
+        .iter()
+        .map(|point| point.sequence)
+        .max();
+    world.write(5);
+    world.replicate(At::Alpha);
+    let newest = world.shadow.clone();
+    world.stop(At::Alpha);
+    let (copied, _) = world.traffic();
+    for (point, bytes) in [(None, &newest), (point, &older), (None, &newest)] {
+        let how = Urgency::Checked;
+        world.reach(
+            "failed over",
+            At::Beta,
+            &VmOperation::InitiateFailover { point, how },
+            |world| world.beta.state(world.vm).1 == ReplicationState::Recovered,
+        );
+        world.start(At::Beta);
+        world.expect(At::Beta, bytes);
+        // What is written during the failover goes with the revert.
+        world.write_at(At::Beta, 3);
+        world.shadow = newest.clone();
+        world.stop(At::Beta);
+        world.reach(
+            "reverted",
+            At::Beta,
+            &VmOperation::RevertFailover,
+            |world| world.beta.state(world.vm).1 == ReplicationState::Replicating,
+        );
+    }
+    world.wait("the primary goes on", World::is_replicating);
+    world.start(At::Alpha);
+    world.write(5);
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+    assert_eq!(world.traffic().0, copied, "whole disks travelled again");
+}
+
+#[test]
+fn removing_either_side_needs_no_peer_and_keeps_the_vm() {
+    let mut world = World::replicated(11);
+    let (alpha, beta) = (world.alpha.address.clone(), world.beta.address.clone());
+    world.network.disconnect(&alpha);
+    world.network.disconnect(&beta);
+    for at in [At::Alpha, At::Beta] {
+        world.ask(at, VmOperation::RemoveReplication).unwrap();
+        assert_eq!(world.site(at).state(world.vm).1, ReplicationState::Disabled);
+    }
+    let shadow = world.shadow.clone();
+    world.expect(At::Alpha, &shadow);
+    world.start(At::Beta);
+    world.expect(At::Beta, &shadow);
+    for at in [At::Alpha, At::Beta] {
+        world.site_mut(at).restart();
+    }
+    world.wait("both run again", |world| {
+        [At::Alpha, At::Beta]
+            .iter()
+            .all(|at| world.site(*at).view(world.vm).running)
+    });
+    world.expect(At::Alpha, &shadow);
+    world.expect(At::Beta, &shadow);
+    assert!(world.alpha.state(world.vm).0 != Primary);
+    assert!(world.beta.state(world.vm).0 != Replica);
+}

@@ -1,0 +1,344 @@
+//! A host that dies at a chosen call, as by `kill -9`, while the others live on.
+//!
+//! Every call to the disk and to peers passes the gate of its host. At the chosen call the
+//! host's catalog is copied as the kernel would keep it, and from then on every thread of the
+//! host ends at its next call: what it still says to its old catalog reaches nobody, and its
+//! disks stay as they are for the next life.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use lifeboat_sys::disk::{Access, Cloned, DiskFile, DiskPort, Entry, EntryKind};
+
+/// Where a host dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    Before(u64),
+    After(u64),
+}
+
+/// One life of a host.
+pub struct Gate {
+    root: PathBuf,
+    /// Where the catalog is kept as it was at the death.
+    kept: PathBuf,
+    killed: AtomicBool,
+    calls: AtomicU64,
+    full: AtomicBool,
+    death: Mutex<Option<Death>>,
+    passing: RwLock<()>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("root", &self.root).finish()
+    }
+}
+
+impl Gate {
+    pub fn new(root: PathBuf, kept: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            root,
+            kept,
+            killed: AtomicBool::new(false),
+            calls: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            death: Mutex::new(None),
+            passing: RwLock::new(()),
+        })
+    }
+
+    pub fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::SeqCst)
+    }
+
+    /// Calls that change something, so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Plans the death, by calls counted from now on.
+    pub fn die_at(&self, death: Death) {
+        let now = self.calls();
+        let planned = match death {
+            Death::Before(call) => Death::Before(now + call),
+            Death::After(call) => Death::After(now + call),
+        };
+        *self.planned() = Some(planned);
+    }
+
+    /// No death is planned any more.
+    pub fn live_on(&self) {
+        *self.planned() = None;
+    }
+
+    /// From now on there is no space left.
+    pub fn fill_disk(&self) {
+        self.full.store(true, Ordering::SeqCst);
+    }
+
+    /// There is space again.
+    pub fn free_disk(&self) {
+        self.full.store(false, Ordering::SeqCst);
+    }
+
+    fn planned(&self) -> std::sync::MutexGuard<'_, Option<Death>> {
+        self.death.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host dies here and now.
+    pub fn kill(&self) {
+        if self.killed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        // Nobody is within a call to the disk while the catalog is copied.
+        let _alone = self.passing.write().unwrap_or_else(PoisonError::into_inner);
+        keep(&self.root, &self.kept).expect("keep the catalog of a host that dies");
+    }
+
+    /// The host is dead, and its catalog was kept before.
+    pub fn kill_unkept(&self) {
+        self.killed.store(true, Ordering::SeqCst);
+    }
+
+    /// The thread ends, if its host is dead.
+    pub fn end_if_killed(&self) -> io::Result<()> {
+        if !self.is_killed() {
+            return Ok(());
+        }
+        if std::thread::panicking() {
+            return Err(io::Error::other("this host is dead"));
+        }
+        resume_unwind(Box::new("this host is dead"));
+    }
+
+    /// A call that changes something.
+    fn pass<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.end_if_killed()?;
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        if *self.planned() == Some(Death::Before(number)) {
+            self.kill();
+            self.end_if_killed()?;
+        }
+        let outcome = {
+            let _passing = self.passing.read().unwrap_or_else(PoisonError::into_inner);
+            self.end_if_killed()?;
+            act()
+        };
+        self.after(number)?;
+        outcome
+    }
+
+    /// A call to a peer, during which this host's other threads go on.
+    pub fn announce(&self) -> io::Result<u64> {
+        self.end_if_killed()?;
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        if *self.planned() == Some(Death::Before(number)) {
+            self.kill();
+        }
+        self.end_if_killed()?;
+        Ok(number)
+    }
+
+    pub fn after(&self, number: u64) -> io::Result<()> {
+        if *self.planned() == Some(Death::After(number)) {
+            self.kill();
+        }
+        self.end_if_killed()
+    }
+
+    fn space<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.pass(|| {
+            if self.full.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            act()
+        })
+    }
+
+    fn look<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.end_if_killed()?;
+        act()
+    }
+}
+
+/// The files of a catalog that outlive its process.
+pub const CATALOG: [&str; 2] = ["catalog", "catalog-wal"];
+
+/// Copies a host's catalog as it is at one instant.
+pub fn keep(root: &Path, kept: &Path) -> io::Result<()> {
+    std::fs::create_dir(kept)?;
+    let read = |name: &str| match std::fs::read(root.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        outcome => outcome,
+    };
+    // The log only grows, unless it is taken over into the file.
+    loop {
+        let (file, log) = (read(CATALOG[0])?, read(CATALOG[1])?);
+        if read(CATALOG[0])? == file {
+            std::fs::write(kept.join(CATALOG[0]), file)?;
+            return std::fs::write(kept.join(CATALOG[1]), log);
+        }
+    }
+}
+
+/// The disk of a host, as its threads reach it.
+#[derive(Debug)]
+pub struct GatedDisk {
+    pub inner: Arc<dyn DiskPort>,
+    pub gate: Arc<Gate>,
+}
+
+impl GatedDisk {
+    fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(GatedFile {
+            inner,
+            gate: Arc::clone(&self.gate),
+        })
+    }
+}
+
+impl DiskPort for GatedDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(self.gate.space(|| self.inner.create(path))?))
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.wrap(self.gate.look(|| self.inner.open(path, access))?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.gate.pass(|| self.inner.rename(from, to))
+    }
+
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.gate.pass(|| self.inner.unlink(path))
+    }
+
+    fn symlink(&self, target: &str, path: &Path) -> io::Result<()> {
+        self.gate.space(|| self.inner.symlink(target, path))
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
+        self.gate.look(|| self.inner.read_link(path))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.gate.space(|| self.inner.create_dir(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.gate.pass(|| self.inner.remove_dir(path))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        self.gate.look(|| self.inner.list(path))
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<Option<EntryKind>> {
+        self.gate.look(|| self.inner.kind(path))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.gate.pass(|| self.inner.sync_dir(path))
+    }
+
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        if self.gate.full.load(Ordering::SeqCst) {
+            return Ok(0);
+        }
+        self.gate.look(|| self.inner.available(path))
+    }
+}
+
+#[derive(Debug)]
+struct GatedFile {
+    inner: Arc<dyn DiskFile>,
+    gate: Arc<Gate>,
+}
+
+impl DiskFile for GatedFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.gate.look(|| self.inner.read_at(buffer, offset))
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.gate.space(|| self.inner.write_at(bytes, offset))
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.gate.pass(|| self.inner.punch(offset, len))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.gate.pass(|| self.inner.set_len(len))
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.gate.space(|| self.inner.allocate(offset, len))
+    }
+
+    fn occupied(&self) -> io::Result<u64> {
+        self.inner.occupied()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // What the kernel holds outlives a process: nothing has to reach the disk here.
+        self.gate.pass(|| Ok(()))
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.gate.look(|| self.inner.next_data(offset))
+    }
+
+    fn clone_range(
+        &self,
+        source: &dyn DiskFile,
+        source_offset: u64,
+        len: u64,
+        offset: u64,
+    ) -> io::Result<Cloned> {
+        let source = source
+            .as_any()
+            .downcast_ref::<Self>()
+            .expect("BUG: files of two disk ports were mixed");
+        let from = source.inner.as_ref();
+        self.gate
+            .space(|| self.inner.clone_range(from, source_offset, len, offset))
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) {
+        self.inner.prefetch(offset, len);
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        self.inner.start_writeback(offset, len);
+    }
+
+    // The locks of a process end with it; here they would outlive their host.
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn try_lock_bytes(&self, _: &[u64], _: &[u64]) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn unlock_bytes(&self, _: &[u64]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,13 @@
+//! The service as a whole: several hosts in one process, with real stores, real disks over NBD,
+//! and a network and hosts that fail where a test says. What a guest wrote is kept by the test
+//! itself, and compared byte by byte.
+
+mod crashes;
+mod faults;
+mod flows;
+mod gate;
+mod hostile;
+mod links;
+mod reversal;
+mod site;
+mod world;

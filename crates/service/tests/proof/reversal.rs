@@ -1,0 +1,154 @@
+//! Unplanned failovers to their end: commit, the old primary's return, and the way back.
+
+use lifeboat_model::contract::{ReplicationState, ReturnCode};
+use lifeboat_service::api::{Urgency, VmOperation};
+
+use crate::world::{At, World};
+
+/// Alpha is dead, and the VM runs on beta with what was replicated last.
+pub fn lose_alpha(world: &mut World) {
+    let replicated = world.shadow.clone();
+    // Lost with the host.
+    world.write(5);
+    world.alpha.kill();
+    world.shadow = replicated;
+    let how = Urgency::Checked;
+    let fail_over = VmOperation::InitiateFailover { point: None, how };
+    // Nobody starts alpha again here.
+    let mut failed_over = false;
+    for _ in 0..1500 {
+        let _ = world.ask(At::Beta, fail_over.clone());
+        failed_over = world.beta.state(world.vm).1 == ReplicationState::Recovered;
+        if failed_over {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    assert!(failed_over, "{}", world.story());
+    world.ask(At::Beta, VmOperation::StartVm).unwrap();
+    let shadow = world.shadow.clone();
+    world.expect(At::Beta, &shadow);
+}
+
+fn commit(world: &mut World) {
+    let committed = VmOperation::CommitFailover;
+    world.reach("committed", At::Beta, &committed, |world| {
+        world.beta.state(world.vm).1 == ReplicationState::Committed
+    });
+}
+
+/// The old primary was told that it was left behind, and does not run its VM.
+fn expect_fenced(world: &mut World) {
+    world.wait("the old primary is fenced", |world| {
+        world.alpha.state(world.vm).1 == ReplicationState::Critical
+    });
+    assert!(!world.alpha.view(world.vm).running);
+    let refused = world.ask(At::Alpha, VmOperation::StartVm).unwrap_err();
+    assert_eq!(refused.code, ReturnCode::InvalidState);
+    assert!(refused.what.contains("taken over"), "{}", refused.what);
+}
+
+#[test]
+fn an_old_primary_that_returns_is_fenced_and_told_why() {
+    let mut world = World::replicated(21);
+    lose_alpha(&mut world);
+    world.revive();
+    expect_fenced(&mut world);
+    // And still after another restart.
+    world.alpha.restart();
+    expect_fenced(&mut world);
+}
+
+#[test]
+fn a_commit_under_a_writer_loses_none_of_its_bytes() {
+    let mut world = World::replicated(22);
+    lose_alpha(&mut world);
+    world.write_at(At::Beta, 10);
+    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    // The guest never stops writing while the disks move.
+    world.write_at(At::Beta, 40);
+    commit(&mut world);
+    world.write_at(At::Beta, 10);
+    let shadow = world.shadow.clone();
+    world.expect(At::Beta, &shadow);
+    world.beta.restart();
+    world.wait("the VM runs again", |world| {
+        world.beta.view(world.vm).running
+    });
+    world.expect(At::Beta, &shadow);
+}
+
+#[test]
+fn a_commit_of_a_vm_that_is_off_keeps_its_bytes() {
+    let mut world = World::replicated(23);
+    lose_alpha(&mut world);
+    world.write_at(At::Beta, 10);
+    world.stop(At::Beta);
+    commit(&mut world);
+    world.start(At::Beta);
+    let shadow = world.shadow.clone();
+    world.expect(At::Beta, &shadow);
+}
+
+#[test]
+fn a_reversal_sends_what_the_maps_of_both_sides_name_and_the_way_back_too() {
+    let mut world = World::replicated(24);
+    lose_alpha(&mut world);
+    world.write_at(At::Beta, 5);
+    commit(&mut world);
+    world.write_at(At::Beta, 5);
+    world.revive();
+    expect_fenced(&mut world);
+    let (copied, _) = world.traffic();
+    world.reverse(At::Beta);
+    world.write_at(At::Beta, 5);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+    assert!(
+        world.traffic().0 - copied < 700 << 10,
+        "nearly everything travelled"
+    );
+    // And back again, planned.
+    world.stop(At::Beta);
+    world.prepare(At::Beta);
+    let how = Urgency::Checked;
+    let fail_over = VmOperation::InitiateFailover { point: None, how };
+    world.reach("failed back", At::Alpha, &fail_over, |world| {
+        world.alpha.state(world.vm).1 == ReplicationState::Recovered
+    });
+    world.start(At::Alpha);
+    let shadow = world.shadow.clone();
+    world.expect(At::Alpha, &shadow);
+    world.reverse(At::Alpha);
+    world.write(5);
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+}
+
+#[test]
+fn a_reversal_compares_the_disks_where_the_old_primarys_maps_are_lost() {
+    let mut world = World::replicated(25);
+    lose_alpha(&mut world);
+    world.write_at(At::Beta, 5);
+    commit(&mut world);
+    world.revive();
+    // What was in memory when the host was booted is not known.
+    world.alpha.reboot();
+    expect_fenced(&mut world);
+    world.reverse(At::Beta);
+    world.write_at(At::Beta, 5);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+}
+
+#[test]
+fn a_reversal_commits_first_where_nobody_has() {
+    let mut world = World::replicated(26);
+    lose_alpha(&mut world);
+    world.write_at(At::Beta, 5);
+    world.revive();
+    expect_fenced(&mut world);
+    world.reverse(At::Beta);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+}

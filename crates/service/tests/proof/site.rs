@@ -1,0 +1,289 @@
+//! One host of a test: its folder, its service, and its lives.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use lifeboat_catalog::{Catalog, OnMissing};
+use lifeboat_hypervisor::{VolumeDriver, VolumeDriverOptions};
+use lifeboat_model::contract::{ReplicationMode, ReplicationState, ReturnCode};
+use lifeboat_model::{Timestamp, VmId};
+use lifeboat_peer::testing::Network;
+use lifeboat_peer::{PeerAddress, PeerName};
+use lifeboat_service::api::{
+    Accepted, AccessRole, Caller, Operations, PointView, Rejection, RelationshipView, VmOperation,
+    VmRef, VmView,
+};
+use lifeboat_service::{Clock, OnBoot, Service, ServiceConfig, SystemClock};
+use lifeboat_sys::disk::RealDisk;
+use lifeboat_sys::host::BootId;
+
+use crate::gate::{CATALOG, Gate, GatedDisk, keep};
+use crate::links::{GatedLinks, Hosts};
+
+/// How long a host asks its peer before it holds a VM.
+const ASKS_PEER: Duration = Duration::from_secs(5);
+
+/// A clock whose wall time a test moves; time to wait passes as it does.
+#[derive(Debug, Default)]
+pub struct TestClock {
+    real: SystemClock,
+    ahead_seconds: AtomicI64,
+}
+
+impl TestClock {
+    pub fn jump(&self, seconds: i64) {
+        self.ahead_seconds.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn wall(&self) -> Timestamp {
+        let ahead = self.ahead_seconds.load(Ordering::SeqCst) * 1_000_000;
+        Timestamp::from_micros(self.real.wall().as_micros().saturating_add_signed(ahead))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.real.monotonic()
+    }
+}
+
+/// One host.
+#[derive(Debug)]
+pub struct Site {
+    pub name: &'static str,
+    pub address: PeerAddress,
+    pub clock: Arc<TestClock>,
+    root: PathBuf,
+    network: Network,
+    hosts: Arc<Hosts>,
+    life: u32,
+    boot: u32,
+    pub gate: Arc<Gate>,
+    pub service: Service,
+}
+
+impl Site {
+    pub fn new(name: &'static str, folder: PathBuf, network: &Network, hosts: &Arc<Hosts>) -> Self {
+        std::fs::create_dir(&folder).unwrap();
+        let address: PeerAddress = format!("{name}:8473").parse().unwrap();
+        let clock = Arc::new(TestClock::default());
+        let mut site = Born {
+            name,
+            address: &address,
+            clock: &clock,
+            root: &folder,
+            network,
+            hosts,
+            boot: 0,
+        };
+        let (gate, service) = site.live(0);
+        Self {
+            name,
+            address,
+            clock,
+            root: folder,
+            network: network.clone(),
+            hosts: Arc::clone(hosts),
+            life: 0,
+            boot: 0,
+            gate,
+            service,
+        }
+    }
+
+    pub fn root(&self) -> &PathBuf {
+        &self.root
+    }
+
+    /// Ends the service in an orderly way and starts it again.
+    pub fn restart(&mut self) {
+        self.network.remove(&self.address);
+        self.service.stop();
+        keep(&self.root, &self.kept()).unwrap();
+        // What threads of the old life still do stays with the old catalog.
+        self.gate.kill_unkept();
+        self.live_again();
+    }
+
+    /// As [`restart`](Self::restart), on a host that was booted meanwhile: what it kept track
+    /// of in memory is gone.
+    pub fn reboot(&mut self) {
+        self.boot += 1;
+        self.kill();
+        self.revive();
+    }
+
+    /// Ends every thread at its next call, with nothing in order.
+    pub fn kill(&mut self) {
+        self.gate.kill();
+    }
+
+    /// A dead host starts again.
+    pub fn revive(&mut self) {
+        assert!(self.gate.is_killed(), "{} lives", self.name);
+        self.network.remove(&self.address);
+        self.live_again();
+    }
+
+    fn live_again(&mut self) {
+        let buried = self.root.with_extension(format!("life{}", self.life));
+        std::fs::create_dir(&buried).unwrap();
+        for entry in std::fs::read_dir(&self.root).unwrap() {
+            let name = entry.unwrap().file_name();
+            if name.to_string_lossy().starts_with("catalog") {
+                std::fs::rename(self.root.join(&name), buried.join(&name)).unwrap();
+            }
+        }
+        for name in CATALOG {
+            let kept = self.kept().join(name);
+            if kept.exists() {
+                std::fs::rename(kept, self.root.join(name)).unwrap();
+            }
+        }
+        self.life += 1;
+        let mut born = Born {
+            name: self.name,
+            address: &self.address,
+            clock: &self.clock,
+            root: &self.root,
+            network: &self.network,
+            hosts: &self.hosts,
+            boot: self.boot,
+        };
+        let (gate, service) = born.live(self.life);
+        let dead = std::mem::replace(&mut self.service, service);
+        // Its threads end by themselves; nothing of it may be put in order.
+        std::mem::forget(dead);
+        self.gate = gate;
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.root.with_extension(format!("kept{}", self.life))
+    }
+
+    /// Asks as an administrator; a host that dies meanwhile has said nothing.
+    pub fn ask(&self, vm: VmId, operation: VmOperation) -> Result<Accepted, Rejection> {
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            self.service.request(&admin(), &VmRef::Id(vm), operation)
+        }));
+        match asked {
+            Ok(answer) => answer,
+            Err(_) if self.gate.is_killed() => Err(Rejection {
+                code: ReturnCode::NotAvailable,
+                what: format!("{} died", self.name),
+                remedy: String::new(),
+            }),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    pub fn view(&self, vm: VmId) -> VmView {
+        self.service.vm(&admin(), &VmRef::Id(vm)).unwrap()
+    }
+
+    pub fn relation(&self, vm: VmId) -> RelationshipView {
+        self.view(vm).relationships.remove(0)
+    }
+
+    /// How the VM's replication stands; disabled where the VM is not known.
+    pub fn state(&self, vm: VmId) -> (ReplicationMode, ReplicationState) {
+        match self.service.vm(&admin(), &VmRef::Id(vm)) {
+            Ok(view) => (view.replication_mode, view.replication_state),
+            Err(_) => (ReplicationMode::None, ReplicationState::Disabled),
+        }
+    }
+
+    pub fn points(&self, vm: VmId) -> Vec<PointView> {
+        self.service.points(&admin(), &VmRef::Id(vm)).unwrap()
+    }
+
+    /// Bytes that the VM has written and the replica lacks.
+    pub fn unsent(&self, vm: VmId) -> u64 {
+        let statistics = self.service.statistics(&admin(), &VmRef::Id(vm));
+        statistics.unwrap().pending_replication_size
+    }
+
+    /// Bytes received and not applied.
+    pub fn backlog(&self, vm: VmId) -> u64 {
+        let health = self.service.health(&admin(), &VmRef::Id(vm)).unwrap();
+        health.start.backlog_bytes
+    }
+
+    /// Everything that was told to people, oldest first.
+    pub fn told(&self) -> Vec<String> {
+        let events = self.service.events(&admin(), 0, 10_000).unwrap();
+        events.into_iter().map(|event| event.message).collect()
+    }
+}
+
+/// What a host begins a life with.
+struct Born<'a> {
+    name: &'static str,
+    address: &'a PeerAddress,
+    clock: &'a Arc<TestClock>,
+    root: &'a PathBuf,
+    network: &'a Network,
+    hosts: &'a Arc<Hosts>,
+    boot: u32,
+}
+
+impl Born<'_> {
+    fn live(&mut self, life: u32) -> (Arc<Gate>, Service) {
+        let kept = self.root.with_extension(format!("kept{life}"));
+        let gate = Gate::new(self.root.clone(), kept);
+        let catalog = Catalog::open(&self.root.join("catalog"), OnMissing::Create).unwrap();
+        let disk = Arc::new(GatedDisk {
+            inner: Arc::new(RealDisk),
+            gate: Arc::clone(&gate),
+        });
+        let options = VolumeDriverOptions {
+            state_folder: self.root.join("maps"),
+            // Sockets are not kept; a life has its own.
+            socket_folder: self.root.with_extension(format!("run{life}")),
+            scratch_folder: self.root.join("scratch"),
+            scratch_limit: 1 << 30,
+            shutdown_grace: Duration::from_secs(5),
+            quiesce: None,
+            boot: BootId::noted(&format!("boot-{}", self.boot)),
+        };
+        let driver = VolumeDriver::new(disk.clone(), options).unwrap();
+        let config = ServiceConfig {
+            host: self.name.to_owned(),
+            peer_address: self.address.to_string(),
+            state: self.root.join("state"),
+            transfers: 4,
+            send_spool_limit: 1 << 30,
+            bandwidth: None,
+            on_boot: OnBoot::AskPeer { timeout: ASKS_PEER },
+        };
+        let links = GatedLinks {
+            inner: self.network.links(PeerName::new(self.name.to_owned())),
+            own: Arc::clone(&gate),
+            hosts: Arc::clone(self.hosts),
+        };
+        self.hosts.lives(self.address, &gate);
+        let service = Service::start(
+            config,
+            catalog,
+            Arc::new(driver),
+            Arc::new(links),
+            disk,
+            Arc::clone(self.clock) as Arc<dyn Clock>,
+        )
+        .unwrap();
+        let host = Arc::new(service.clone());
+        self.network
+            .add(self.address, PeerName::new(self.name.to_owned()), host);
+        (gate, service)
+    }
+}
+
+pub fn admin() -> Caller {
+    Caller {
+        name: "test".to_owned(),
+        role: AccessRole::Administrator,
+    }
+}
