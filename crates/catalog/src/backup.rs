@@ -120,6 +120,26 @@ impl Catalog {
         copied.map_err(|source| BackupError::Read { source })?
     }
 
+    /// As [`backup`](Self::backup), of the catalog in the file `from`, which another process may
+    /// have open and change meanwhile.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    pub fn copy(from: &Path, to: &Path) -> Result<(), BackupError> {
+        let from = &std::path::absolute(from).map_err(|source| BackupError::Io {
+            doing: "find",
+            path: from.to_owned(),
+            source,
+        })?;
+        let source = connection(from, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(|error| {
+            BackupError::Copy {
+                path: to.to_owned(),
+                source: DatabaseError(error),
+            }
+        })?;
+        copy_to(&source, to)
+    }
+
     /// Reads the whole file at `path` and says whether it can be used as a catalog. It must
     /// not be in use, and is not changed. SQLite may leave an empty log beside it.
     ///

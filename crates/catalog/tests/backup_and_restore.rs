@@ -165,3 +165,20 @@ fn a_bad_backup_replaces_nothing() {
         500
     );
 }
+
+#[test]
+fn a_catalog_that_is_open_is_copied_from_outside_as_it_is_at_one_instant() {
+    let (directory, catalog) = fresh();
+    add(&catalog, "before");
+    let copy = directory.path().join("copy.db");
+    Catalog::copy(catalog.path(), &copy).unwrap();
+    add(&catalog, "after");
+    assert_eq!(messages(&catalog), ["before", "after"]);
+    Catalog::check(&copy).unwrap();
+    let copied = Catalog::open(&copy, OnMissing::Refuse).unwrap();
+    assert_eq!(messages(&copied), ["before"]);
+    // And nothing is made of nothing.
+    let missing = directory.path().join("missing.db");
+    Catalog::copy(&missing, &directory.path().join("other.db")).unwrap_err();
+    assert!(!missing.exists() && !directory.path().join("other.db").exists());
+}

@@ -3,9 +3,12 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::remote::{
-    HostArgs, Remote, VmArgs, authorization, failover, host, job, point, replication, vm, watch,
+    HostArgs, Remote, VmArgs, authorization, failover, host, job, point, replication, support, vm,
+    watch,
 };
-use crate::commands::{certificate, completions, delta, init, man, reference, serve, store};
+use crate::commands::{
+    backup, certificate, completions, delta, init, man, reference, serve, store,
+};
 use crate::demo;
 use crate::exit::Failure;
 use crate::output::OutputFormat;
@@ -50,6 +53,14 @@ pub enum Command {
     /// This host's certificates, and whom it trusts
     #[command(subcommand)]
     Certificate(certificate::CertificateCommand),
+
+    /// Save what this host cannot make anew, and restore it
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+
+    /// Gather what somebody who helps needs to see: no keys, nothing of what is on disks
+    SupportBundle(support::SupportArgs),
+
     /// Show and set up the host, and try its connections
     #[command(subcommand)]
     Host(host::HostCommand),
@@ -128,6 +139,8 @@ impl Cli {
             Command::Init(_)
             | Command::Serve(_)
             | Command::Certificate(_)
+            | Command::Backup(_)
+            | Command::SupportBundle(_)
             | Command::Host(_)
             | Command::Authorization(_)
             | Command::Vm(_)
@@ -160,6 +173,8 @@ impl Command {
             Self::Init(args) => init::run(&args, output),
             Self::Serve(args) => serve::run(&args),
             Self::Certificate(command) => command.run(output),
+            Self::Backup(command) => command.run(output),
+            Self::SupportBundle(args) => support::run(&args, &remote()?),
             Self::Host(command) => command.run(&remote()?),
             Self::Authorization(command) => command.run(&remote()?),
             Self::Vm(command) => command.run(&remote()?),

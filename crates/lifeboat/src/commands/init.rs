@@ -11,7 +11,9 @@ use lifeboat_peer::pki::{HostNames, Pki};
 use lifeboat_sys::clock;
 use serde::Serialize;
 
-use crate::daemon::config::{LimitsConfig, OnBootConfig, OperatorsConfig, PeerConfig};
+use crate::daemon::config::{
+    AlertsConfig, LimitsConfig, OnBootConfig, OperatorsConfig, PeerConfig,
+};
 use crate::daemon::{Config, DEFAULT_CONFIG};
 use crate::exit::Failure;
 use crate::output::{OutputFormat, facts};
@@ -168,6 +170,7 @@ fn plan(args: &InitArgs) -> Result<(PathBuf, Config), Failure> {
         limits: LimitsConfig::default(),
         on_boot: OnBootConfig::default(),
         quiesce: None,
+        alerts: AlertsConfig::default(),
     };
     Ok((path, config))
 }
@@ -185,7 +188,7 @@ fn describe(made: &Made) -> String {
     let mut text = facts(&rows);
     match &made.request {
         None => text.push_str(&format!(
-            "\nStart it:                    lifeboat serve --config {}\nLet it accept replicas:      lifeboat host settings --recovery-server enabled\n",
+            "\nStart it:                    lifeboat serve --config {}\nLet it accept replicas:      lifeboat host settings --recovery-server on\n",
             made.config.display()
         )),
         Some(request) => text.push_str(&format!(

@@ -1,5 +1,6 @@
 //! The commands, one module each, and what they share.
 
+pub mod backup;
 pub mod certificate;
 pub mod completions;
 pub mod delta;

@@ -30,6 +30,8 @@ pub struct Config {
     pub on_boot: OnBootConfig,
     #[serde(default)]
     pub quiesce: Option<QuiesceConfig>,
+    #[serde(default)]
+    pub alerts: AlertsConfig,
 }
 
 /// Where peers reach this host.
@@ -126,6 +128,76 @@ pub struct QuiesceConfig {
     pub timeout_seconds: u64,
 }
 
+/// Who is told when something needs people. Without a webhook and mail, nobody is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlertsConfig {
+    /// The same about the same VM is told once in this time, 60 to 604800.
+    pub repeat_seconds: u64,
+    pub webhook: Option<WebhookConfig>,
+    pub mail: Option<MailConfig>,
+}
+
+impl Default for AlertsConfig {
+    fn default() -> Self {
+        Self {
+            repeat_seconds: 3600,
+            webhook: None,
+            mail: None,
+        }
+    }
+}
+
+/// Alerts as JSON by HTTP POST.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookConfig {
+    pub url: String,
+    /// Whom `https://` trusts (PEM).
+    #[serde(default = "system_authorities")]
+    pub ca_file: PathBuf,
+    /// Holds a bearer token; absent: the request has none.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Alerts by mail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MailConfig {
+    pub server: String,
+    pub port: u16,
+    #[serde(default)]
+    pub tls: MailTls,
+    /// Whom TLS trusts (PEM).
+    #[serde(default = "system_authorities")]
+    pub ca_file: PathBuf,
+    pub from: String,
+    pub to: Vec<String>,
+    /// With `password_file`; absent: the server is not told who sends.
+    #[serde(default)]
+    pub user: Option<String>,
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+}
+
+/// How the connection to a mail server is kept from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MailTls {
+    /// TLS from within SMTP, or no mail.
+    #[default]
+    Starttls,
+    /// TLS from the first byte.
+    Tls,
+    /// Not at all: for a server on this machine.
+    None,
+}
+
+fn system_authorities() -> PathBuf {
+    "/etc/ssl/certs/ca-certificates.crt".into()
+}
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -214,6 +286,40 @@ impl Config {
                 "give the program's absolute path and a timeout",
             );
         }
+        self.check_alerts()
+            .or_else(|(field, given, remedy)| wrong(field, given, remedy))
+    }
+
+    fn check_alerts(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let alerts = &self.alerts;
+        if !(60..=604_800).contains(&alerts.repeat_seconds) {
+            let given = alerts.repeat_seconds.to_string();
+            return Err(("alerts.repeat_seconds", given, "use 60 to 604800"));
+        }
+        if let Some(webhook) = &alerts.webhook
+            && !["http://", "https://"]
+                .iter()
+                .any(|scheme| webhook.url.starts_with(scheme))
+        {
+            let given = webhook.url.clone();
+            return Err(("alerts.webhook.url", given, "use http:// or https://"));
+        }
+        let Some(mail) = &alerts.mail else {
+            return Ok(());
+        };
+        if !(1..=50).contains(&mail.to.len()) {
+            let given = format!("a list of {}", mail.to.len());
+            return Err(("alerts.mail.to", given, "name 1 to 50 addresses"));
+        }
+        if mail.user.is_some() != mail.password_file.is_some() {
+            let given = "without its other half".to_owned();
+            let remedy = "give both user and password_file, or none";
+            return Err(("alerts.mail.user", given, remedy));
+        }
+        if mail.user.is_some() && mail.tls == MailTls::None {
+            let given = "none, and there is a password".to_owned();
+            return Err(("alerts.mail.tls", given, "use \"starttls\" or \"tls\""));
+        }
         Ok(())
     }
 
@@ -290,6 +396,27 @@ timeout_seconds = 60
 # [quiesce]
 # program = \"/usr/local/sbin/quiesce\"
 # timeout_seconds = 10
+
+# Who is told when replication is critical or late, the replica's disk fills, the certificate
+# expires, changes cannot be applied, or both sides have gone on (split brain).
+[alerts]
+# The same about the same VM is told once in this time.
+repeat_seconds = {repeat}
+# JSON by HTTP POST. https:// trusts the authorities in ca_file; a token is sent as a bearer's.
+# [alerts.webhook]
+# url = \"https://alerts.example.com/lifeboat\"
+# ca_file = \"/etc/ssl/certs/ca-certificates.crt\"
+# token_file = \"/etc/lifeboat/webhook.token\"
+# Mail. tls is \"starttls\", \"tls\", or \"none\" for a server on this machine.
+# [alerts.mail]
+# server = \"mail.example.com\"
+# port = 587
+# tls = \"starttls\"
+# ca_file = \"/etc/ssl/certs/ca-certificates.crt\"
+# from = \"Lifeboat <lifeboat@example.com>\"
+# to = [\"operators@example.com\"]
+# user = \"lifeboat\"
+# password_file = \"/etc/lifeboat/mail.password\"
 ",
             host = text(&self.host),
             state = path(&self.state),
@@ -301,6 +428,7 @@ timeout_seconds = 60
             bandwidth = self.limits.bandwidth,
             send_spool = self.limits.send_spool,
             scratch = self.limits.scratch,
+            repeat = self.alerts.repeat_seconds,
         )
     }
 }
@@ -322,6 +450,7 @@ mod tests {
             limits: LimitsConfig::default(),
             on_boot: OnBootConfig::default(),
             quiesce: None,
+            alerts: AlertsConfig::default(),
         }
     }
 
@@ -354,6 +483,7 @@ mod tests {
             ("transfers = 4", "transfers = 0", "limits.transfers"),
             ("alpha.example:6440", "alpha.example", "peer.address"),
             ("transfers = 4", "transfer = 4", "not a configuration"),
+            ("= 3600", "= 59", "alerts.repeat_seconds"),
         ] {
             let text = good.replace(from, to);
             assert_ne!(text, good, "{from}");
@@ -362,5 +492,31 @@ mod tests {
         }
         let missing = Config::read(Path::new("/nonexistent/lifeboat.toml")).unwrap_err();
         assert!(missing.to_string().contains("lifeboat init"), "{missing}");
+    }
+
+    #[test]
+    fn the_ways_of_alerts_that_the_comments_show_can_be_used() {
+        let shown = config().commented();
+        let (head, alerts) = shown.split_once("# [alerts.webhook]").unwrap();
+        let uncommented = alerts.lines().filter(|line| !line.starts_with("# Mail."));
+        let uncommented: Vec<&str> = uncommented
+            .map(|line| line.strip_prefix("# ").unwrap_or(line))
+            .collect();
+        let text = format!("{head}[alerts.webhook]{}", uncommented.join("\n"));
+        let alerts = read(&text).unwrap().alerts;
+        let mail = alerts.mail.unwrap();
+        assert_eq!((mail.port, mail.tls), (587, MailTls::Starttls));
+        assert_eq!(mail.to, ["operators@example.com"]);
+        let token = alerts.webhook.unwrap().token_file.unwrap();
+        assert_eq!(token, Path::new("/etc/lifeboat/webhook.token"));
+    }
+
+    #[test]
+    fn a_password_is_never_sent_in_the_open() {
+        let mail = "[alerts.mail]\nserver = \"m\"\nport = 25\nfrom = \"a@b.c\"\nto = [\"a@b.c\"]\n\
+                    tls = \"none\"\nuser = \"u\"\npassword_file = \"/p\"\n";
+        let text = format!("{}{mail}", config().commented());
+        let error = read(&text).unwrap_err().to_string();
+        assert!(error.contains("alerts.mail.tls"), "{error}");
     }
 }

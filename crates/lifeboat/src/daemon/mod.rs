@@ -1,5 +1,6 @@
 //! The daemon of one host: everything named and tied together.
 
+mod alerts;
 pub mod config;
 mod serve;
 

@@ -10,14 +10,16 @@ use lifeboat_catalog::{Catalog, OnMissing, OpenError};
 use lifeboat_hypervisor::{
     Hypervisor, HypervisorError, QuiesceHook, VolumeDriver, VolumeDriverOptions,
 };
+use lifeboat_model::Timestamp;
 use lifeboat_peer::pki::{Anonymous, CertificateInfo, Identity, Pki, PkiError, Role};
 use lifeboat_peer::{
     Limits as PeerLimits, Observer, Patience, PeerServer, PeerTls, ReloadableTls, ServerEvent,
     TlsLinks,
 };
-use lifeboat_rest::{BindUnixError, Limits as RestLimits, Listener, UnixAccess};
+use lifeboat_rest::{AlertCounters, BindUnixError, Limits as RestLimits, Listener, UnixAccess};
 use lifeboat_service::api::{AccessRole, Caller, ListenerView};
 use lifeboat_service::{HostStanding, Service, ServiceConfig, StartError, SystemClock};
+use lifeboat_sys::clock;
 use lifeboat_sys::disk::{DiskPort, RealDisk};
 use lifeboat_sys::host::BootId;
 use rustls::ServerConfig;
@@ -25,6 +27,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Config;
+use super::alerts::{Alerts, AlertsError};
 
 /// How long clients of a VM's disks have to end when the VM is shut down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -58,6 +61,8 @@ pub enum ServeError {
         address: SocketAddr,
         source: io::Error,
     },
+    #[error(transparent)]
+    Alerts { source: AlertsError },
     #[error("wait for signals")]
     Signals { source: io::Error },
 }
@@ -76,8 +81,9 @@ pub fn serve(config: &Config) -> Result<(), ServeError> {
     let pki = Pki::open(&config.pki()).map_err(pki_error)?;
     let tls = PeerTls::new(&pki.load().map_err(pki_error)?).map_err(pki_error)?;
     let tls = ReloadableTls::new(tls);
+    let started = clock::wall();
     let service = start_service(config, &runtime, &tls)?;
-    let outcome = run(config, &runtime, &pki, &tls, &service);
+    let outcome = run(config, &runtime, &pki, &tls, &service, started);
     service.stop();
     runtime.shutdown_timeout(Duration::from_secs(5));
     outcome
@@ -145,6 +151,30 @@ fn run(
     pki: &Pki,
     tls: &ReloadableTls,
     service: &Service,
+    started: Timestamp,
+) -> Result<(), ServeError> {
+    let counters = Arc::new(AlertCounters::default());
+    let alerts = Alerts::start(
+        &config.alerts,
+        &config.host,
+        runtime.handle(),
+        Arc::new(service.clone()),
+        Arc::clone(&counters),
+        started,
+    )
+    .map_err(|source| ServeError::Alerts { source })?;
+    let outcome = run_listeners(config, runtime, pki, tls, service, counters);
+    alerts.stop();
+    outcome
+}
+
+fn run_listeners(
+    config: &Config,
+    runtime: &Runtime,
+    pki: &Pki,
+    tls: &ReloadableTls,
+    service: &Service,
+    counters: Arc<AlertCounters>,
 ) -> Result<(), ServeError> {
     let observer: Observer = Arc::new(|event: &ServerEvent| log_peer(event));
     let peers = PeerServer::start(
@@ -156,7 +186,14 @@ fn run(
         observer,
     )
     .map_err(|source| ServeError::Peers { source })?;
-    let served = runtime.block_on(serve_operators(config, pki, tls, service, peers.address()));
+    let served = runtime.block_on(serve_operators(
+        config,
+        pki,
+        tls,
+        service,
+        peers.address(),
+        counters,
+    ));
     peers.stop(PEER_GRACE);
     served
 }
@@ -168,6 +205,7 @@ async fn serve_operators(
     tls: &ReloadableTls,
     service: &Service,
     peer_address: SocketAddr,
+    counters: Arc<AlertCounters>,
 ) -> Result<(), ServeError> {
     let access = UnixAccess {
         daemon_uid: rustix::process::geteuid().as_raw(),
@@ -199,7 +237,8 @@ async fn serve_operators(
         });
     }
     show_standing(service, tls, &views);
-    let rest = lifeboat_rest::rest(Arc::new(service.clone()), RestLimits::default());
+    let rest =
+        lifeboat_rest::rest(Arc::new(service.clone()), RestLimits::default()).with_alerts(counters);
     let mut reload =
         signal(SignalKind::hangup()).map_err(|source| ServeError::Signals { source })?;
     let mut terminate =

@@ -1,5 +1,6 @@
 //! The program as its users run it: arguments in, text or JSON and an exit code out.
 
+mod backups;
 mod capturing;
 #[path = "../../../rest/tests/fake/mod.rs"]
 mod fake;

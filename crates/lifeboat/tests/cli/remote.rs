@@ -592,3 +592,66 @@ fn manual_pages_are_written_for_every_command() {
         assert!(folder.path().join(page).exists(), "{page}");
     }
 }
+
+#[test]
+fn a_support_bundle_has_what_the_host_says_and_names_what_it_could_not_have() {
+    let host = Host::new();
+    let folder = tempfile::tempdir().unwrap();
+    let into = folder.path().join("bundle");
+    let into_text = into.to_str().unwrap();
+    let arguments = ["support-bundle", "--config", "/nonexistent", into_text];
+    let made = host.json(&arguments).json();
+    let listed: Vec<&str> = made["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|name| name.as_str().unwrap())
+        .collect();
+    let vm = crate::fake::VM;
+    for name in [
+        "host.json",
+        "vms.json",
+        "jobs.json",
+        "events.json",
+        "space.json",
+    ] {
+        assert!(listed.contains(&name), "{listed:?}");
+    }
+    let health = format!("vm-{vm}-health.json");
+    assert!(listed.contains(&health.as_str()), "{listed:?}");
+    let mut there: Vec<String> = std::fs::read_dir(&into)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    there.sort();
+    let mut listed: Vec<String> = listed.into_iter().map(str::to_owned).collect();
+    listed.sort();
+    assert_eq!(there, listed);
+    assert!(made["missing"]["config.toml"].is_string(), "{made}");
+    let text = std::fs::read_to_string(into.join(health)).unwrap();
+    assert_eq!(
+        parse(&text)["reasons"][0]["what"],
+        "more than a fifth of the cycles were missed"
+    );
+    // A second one does not replace the first.
+    host.json(&arguments).error(3);
+}
+
+#[test]
+fn a_support_bundle_of_a_host_that_refuses_is_made_nevertheless() {
+    let host = Host::new();
+    host.fake
+        .reject(ReturnCode::Failed, "the catalog fails", "");
+    let folder = tempfile::tempdir().unwrap();
+    let into = folder.path().join("bundle");
+    let made = host
+        .json(&[
+            "support-bundle",
+            "--config",
+            "/nonexistent",
+            into.to_str().unwrap(),
+        ])
+        .json();
+    assert_eq!(made["missing"]["host.json"], "the catalog fails");
+    assert!(into.join("machine.json").exists());
+}

@@ -7,6 +7,7 @@ pub mod job;
 pub mod point;
 pub mod replication;
 mod settings;
+pub mod support;
 pub mod vm;
 pub mod watch;
 
