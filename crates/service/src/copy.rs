@@ -107,8 +107,21 @@ struct Job<'a> {
 #[derive(Debug, Clone)]
 struct Piece {
     disk: usize,
+    /// From the first to the last of what is looked at.
     range: Range<u64>,
+    /// What is looked at, ascending and apart.
+    within: Vec<Range<u64>>,
     way: Way,
+}
+
+impl Piece {
+    /// How much is looked at.
+    fn bytes(&self) -> u64 {
+        self.within
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum()
+    }
 }
 
 impl Service {
@@ -219,10 +232,7 @@ impl Service {
                 }
             },
         };
-        let total = pieces
-            .iter()
-            .map(|piece| piece.range.end - piece.range.start)
-            .sum();
+        let total = pieces.iter().map(Piece::bytes).sum();
         vm.meter.begin(what_of(purpose), total);
         job.run(&pieces)
     }
@@ -312,6 +322,7 @@ fn all_pieces(disks: &[OpenDisk], progress: &CopyProgress, way: Way) -> Vec<Piec
             if !is_done(progress, &disk.id, &range) {
                 pieces.push(Piece {
                     disk: at,
+                    within: vec![range.clone()],
                     range,
                     way,
                 });
@@ -321,7 +332,8 @@ fn all_pieces(disks: &[OpenDisk], progress: &CopyProgress, way: Way) -> Vec<Piec
     pieces
 }
 
-/// The pieces that hold the ranges, cut to them.
+/// The pieces that hold the ranges: one for each part of a disk that has any, so that scattered
+/// ranges travel together.
 fn pieces_of(
     disks: &[OpenDisk],
     ranges: &[(DiskId, Vec<Range<u64>>)],
@@ -332,19 +344,27 @@ fn pieces_of(
         let Some((_, ranges)) = ranges.iter().find(|(id, _)| *id == disk.id) else {
             continue;
         };
+        let mut parts: Vec<Vec<Range<u64>>> = Vec::new();
         for range in widened(ranges, COARSE, disk.size) {
             let mut start = range.start;
             while start < range.end {
                 let end = range.end.min((start / PIECE + 1) * PIECE);
-                let range = start..end;
-                start = end;
-                if !is_done(progress, &disk.id, &range) {
-                    pieces.push(Piece {
-                        disk: at,
-                        range,
-                        way: Way::WhatDiffers,
-                    });
+                match parts.last_mut() {
+                    Some(part) if part[0].start / PIECE == start / PIECE => part.push(start..end),
+                    _ => parts.push(vec![start..end]),
                 }
+                start = end;
+            }
+        }
+        for within in parts {
+            let range = within[0].start..within[within.len() - 1].end;
+            if !is_done(progress, &disk.id, &range) {
+                pieces.push(Piece {
+                    disk: at,
+                    range,
+                    within,
+                    way: Way::WhatDiffers,
+                });
             }
         }
     }
@@ -397,7 +417,7 @@ impl Job<'_> {
                     lock(&first).get_or_insert(trouble);
                     return;
                 }
-                self.vm.meter.add(piece.range.end - piece.range.start);
+                self.vm.meter.add(piece.bytes());
             }
         };
         std::thread::scope(|scope| {
@@ -418,8 +438,8 @@ impl Job<'_> {
     fn send_piece(&self, piece: &Piece) -> Result<(), CopyTrouble> {
         let disk = &self.disks[piece.disk];
         let ranges = match piece.way {
-            Way::Everything => vec![piece.range.clone()],
-            Way::WhatDiffers => self.differing(disk, piece.range.clone())?,
+            Way::Everything => piece.within.clone(),
+            Way::WhatDiffers => self.differing(disk, &piece.within)?,
         };
         let body = self.encode(disk, &ranges, piece.way)?;
         let place = ChunkPlace {
@@ -541,9 +561,9 @@ impl Job<'_> {
     fn differing(
         &self,
         disk: &OpenDisk,
-        range: Range<u64>,
+        ranges: &[Range<u64>],
     ) -> Result<Vec<Range<u64>>, CopyTrouble> {
-        let coarse = self.compare(disk, &[range], COARSE)?;
+        let coarse = self.compare(disk, ranges, COARSE)?;
         if coarse.is_empty() {
             return Ok(coarse);
         }
