@@ -351,7 +351,7 @@ fn pieces_of(
                 let end = range.end.min((start / PIECE + 1) * PIECE);
                 match parts.last_mut() {
                     Some(part) if part[0].start / PIECE == start / PIECE => part.push(start..end),
-                    _ => parts.push(vec![start..end]),
+                    _ => parts.push(std::iter::once(start..end).collect()),
                 }
                 start = end;
             }

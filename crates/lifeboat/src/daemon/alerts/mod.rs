@@ -174,7 +174,8 @@ impl Watch {
                 return since;
             };
             since = last.id;
-            for event in events.iter().filter(|event| event.at >= self.started) {
+            let started = self.started;
+            for event in events.iter().filter(|event| event.at >= started) {
                 if let Some(mut alert) = notice::of_event(event) {
                     alert.vm_name = event.vm.and_then(|vm| self.name_of(vm));
                     self.tell(alert, elapsed);
