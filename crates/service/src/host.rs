@@ -203,6 +203,11 @@ impl Service {
             )
         };
         let record = relation.record();
+        let is_replica = !relation.is_primary() && relation.saved.adopting.is_none();
+        if is_replica && !self.open_if_failed(vm) {
+            // Nothing must be concluded from what a closed store does not say.
+            return Err(store_is_closed());
+        }
         let role = match &record.role {
             Role::Primary(_) => ReplicaRole::Primary,
             Role::Replica(replica) => role_of(&replica.phase),
@@ -535,17 +540,12 @@ impl Service {
         vm: &VmArc,
         act: impl FnOnce(&Self, &mut ReplicaStore) -> Result<T, StoreRefusal>,
     ) -> Result<T, Refusal> {
-        let outcome = {
-            let mut held = vm.store();
-            match held.as_mut() {
-                Some(replica) => act(self, replica),
-                None => {
-                    return Err(refusal(
-                        RefusalCode::Failed,
-                        "the replica's store cannot be opened; its operator must look",
-                    ));
-                }
-            }
+        if !self.open_if_failed(vm) {
+            return Err(store_is_closed());
+        }
+        let outcome = match vm.store().as_mut() {
+            Some(replica) => act(self, replica),
+            None => return Err(store_is_closed()),
         };
         match outcome {
             Ok(value) => Ok(value),
@@ -721,6 +721,13 @@ pub(crate) fn not_authorized(caller: &PeerName) -> Refusal {
         &format!(
             "no authorization entry of this host lets {caller} in; add one here with `lifeboat authorization add {caller} --storage FOLDER --trust-group NAME`"
         ),
+    )
+}
+
+fn store_is_closed() -> Refusal {
+    refusal(
+        RefusalCode::Failed,
+        "the replica's store cannot be opened; its operator must look",
     )
 }
 

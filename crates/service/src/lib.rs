@@ -3,7 +3,7 @@
 //! Promises
 //! - What an operator was told is saved before: a state, a job, a setting. A crash between
 //!   saving and acting is made good by acting again, on the ordinary path.
-//! - Each VM has one owner ([`Vm`](vm::Vm)): events are decided one after the other, saved,
+//! - Each VM has one owner (`Vm`): events are decided one after the other, saved,
 //!   and only then acted upon. Work that takes time is done by one worker a VM, in order.
 //! - A peer's word moves nothing that its certificate, its authorization entry and the
 //!   lineages do not allow.

@@ -96,6 +96,9 @@ impl Service {
                 | ReplicaPhase::Committed { .. }
                 | ReplicaPhase::Reversing { .. } => return,
             }
+            if !self.open_if_failed(vm) {
+                return;
+            }
             match self.apply_one(vm) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -237,11 +240,6 @@ impl Service {
         if let StoreError::Refused(_) = error {
             return;
         }
-        let folder = match vm.core().relation() {
-            Some(relation) => relation.storage.clone(),
-            None => None,
-        };
-        let Some(folder) = folder else { return };
         let mut held = vm.store();
         let in_use = held.as_ref().is_some_and(|replica| {
             !replica.failover_disks.is_empty() || replica.test_pin.is_some()
@@ -251,6 +249,25 @@ impl Service {
             return;
         }
         *held = None;
+        drop(held);
+        vm.core().facts.store_failed = true;
+        self.open_if_failed(vm);
+    }
+
+    /// Opens a store that failed and could not be opened then: its disk was full, or is mended
+    /// now. Answers whether the store is open.
+    pub(crate) fn open_if_failed(&self, vm: &Vm) -> bool {
+        let (folder, has_failed) = {
+            let core = vm.core();
+            let relation = core.relation();
+            let folder = relation.and_then(|relation| relation.storage.clone());
+            (folder, core.facts.store_failed)
+        };
+        let mut held = vm.store();
+        if held.is_some() || !has_failed {
+            return held.is_some();
+        }
+        let Some(folder) = folder else { return false };
         let disk = Arc::clone(&self.inner.disk);
         match Store::open(disk, &folder, &holder(self)) {
             Ok(store) => {
@@ -259,9 +276,13 @@ impl Service {
                     failover_disks: Vec::new(),
                     test_pin: None,
                 });
+                drop(held);
+                vm.core().facts.store_failed = false;
+                true
             }
             Err(error) => {
                 tracing::error!(vm = %vm.id, "open the store: {}", with_causes(&error));
+                false
             }
         }
     }

@@ -78,6 +78,8 @@ pub(crate) struct Facts {
     pub(crate) peer_refusal: Option<String>,
     /// Somebody wants a cycle now.
     pub(crate) wanted: bool,
+    /// The store failed and could not be opened again: it is tried when it is needed.
+    pub(crate) store_failed: bool,
 }
 
 /// Something that went wrong, for people.

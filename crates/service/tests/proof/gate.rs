@@ -30,6 +30,7 @@ pub struct Gate {
     kept: PathBuf,
     killed: AtomicBool,
     calls: AtomicU64,
+    full: AtomicBool,
     death: Mutex<Option<Death>>,
     passing: RwLock<()>,
 }
@@ -47,6 +48,7 @@ impl Gate {
             kept,
             killed: AtomicBool::new(false),
             calls: AtomicU64::new(0),
+            full: AtomicBool::new(false),
             death: Mutex::new(None),
             passing: RwLock::new(()),
         })
@@ -74,6 +76,16 @@ impl Gate {
     /// No death is planned any more.
     pub fn live_on(&self) {
         *self.planned() = None;
+    }
+
+    /// From now on there is no space left.
+    pub fn fill_disk(&self) {
+        self.full.store(true, Ordering::SeqCst);
+    }
+
+    /// There is space again.
+    pub fn free_disk(&self) {
+        self.full.store(false, Ordering::SeqCst);
     }
 
     fn planned(&self) -> std::sync::MutexGuard<'_, Option<Death>> {
@@ -141,6 +153,15 @@ impl Gate {
         self.end_if_killed()
     }
 
+    fn space<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.pass(|| {
+            if self.full.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            act()
+        })
+    }
+
     fn look<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.end_if_killed()?;
         act()
@@ -185,7 +206,7 @@ impl GatedDisk {
 
 impl DiskPort for GatedDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(self.gate.pass(|| self.inner.create(path))?))
+        Ok(self.wrap(self.gate.space(|| self.inner.create(path))?))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
@@ -201,7 +222,7 @@ impl DiskPort for GatedDisk {
     }
 
     fn symlink(&self, target: &str, path: &Path) -> io::Result<()> {
-        self.gate.pass(|| self.inner.symlink(target, path))
+        self.gate.space(|| self.inner.symlink(target, path))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
@@ -209,7 +230,7 @@ impl DiskPort for GatedDisk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.gate.pass(|| self.inner.create_dir(path))
+        self.gate.space(|| self.inner.create_dir(path))
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
@@ -229,6 +250,9 @@ impl DiskPort for GatedDisk {
     }
 
     fn available(&self, path: &Path) -> io::Result<u64> {
+        if self.gate.full.load(Ordering::SeqCst) {
+            return Ok(0);
+        }
         self.gate.look(|| self.inner.available(path))
     }
 }
@@ -245,7 +269,7 @@ impl DiskFile for GatedFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.gate.pass(|| self.inner.write_at(bytes, offset))
+        self.gate.space(|| self.inner.write_at(bytes, offset))
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -261,7 +285,7 @@ impl DiskFile for GatedFile {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.gate.pass(|| self.inner.allocate(offset, len))
+        self.gate.space(|| self.inner.allocate(offset, len))
     }
 
     fn occupied(&self) -> io::Result<u64> {
@@ -290,7 +314,7 @@ impl DiskFile for GatedFile {
             .expect("BUG: files of two disk ports were mixed");
         let from = source.inner.as_ref();
         self.gate
-            .pass(|| self.inner.clone_range(from, source_offset, len, offset))
+            .space(|| self.inner.clone_range(from, source_offset, len, offset))
     }
 
     fn prefetch(&self, offset: u64, len: u64) {

@@ -1,4 +1,4 @@
-//! Peers that are not what they should be, and clocks that jump.
+//! Peers that are not what they should be, disks that are full, clocks that jump.
 
 use lifeboat_hypervisor::{DiskBus, DiskSettings, Firmware, VmDefinition, VmSettings};
 use lifeboat_model::settings::{ReplicationSettings, SettingsChange};
@@ -360,4 +360,28 @@ fn a_clock_that_jumps_does_not_change_what_is_kept() {
         }
         world.expect_replica(At::Beta);
     }
+}
+
+#[test]
+fn a_disk_that_is_full_on_either_side_costs_time_and_nothing_else() {
+    let mut world = World::replicated(57);
+    let (copied, _) = world.traffic();
+    for at in [At::Beta, At::Alpha] {
+        world.write(5);
+        let before = world.alpha.relation(world.vm).last_sequence;
+        world.site(at).gate.fill_disk();
+        world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+        world.wait("the cycle fails", |world| {
+            let health = world
+                .alpha
+                .service
+                .health(&admin(), &lifeboat_service::api::VmRef::Id(world.vm))
+                .unwrap();
+            !health.reasons.is_empty() || world.alpha.relation(world.vm).last_sequence > before
+        });
+        world.site(at).gate.free_disk();
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+    }
+    assert_eq!(world.traffic().0, copied, "whole disks travelled again");
 }
