@@ -4,8 +4,8 @@
 //! abstract disks, maps, spools, stores and messages around them. [`World::moves`] lists what may
 //! happen next: an effect is run, a host crashes before or after its result is saved, a message or its
 //! answer is lost, or comes a second time much later, a guest writes, an operator gives
-//! any command that is not refused. [`explore`] tries all of them, breadth first, within a
-//! [`Budget`]; [`walk`] follows random ones much further. After each move the rules of [`rules`] are
+//! any command that is not refused. [`explore()`] tries all of them, breadth first, within a
+//! [`Budget`]; [`walk()`] follows random ones much further. After each move the rules of [`rules`] are
 //! checked, and [`heal`] asks whether faults that end are overcome.
 //!
 //! What it promises: within the budget no order of events was left out, and a broken rule is shown as
