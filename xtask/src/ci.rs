@@ -149,13 +149,7 @@ fn check_advisories(cargo: &dyn Fn(&[&str]) -> Command, report: &mut Report) -> 
         return Ok(());
     }
     report.step("advisories", || {
-        let check = [
-            "deny",
-            "--offline",
-            "check",
-            "--disable-fetch",
-            "advisories",
-        ];
+        let check = ["deny", "--offline", "check", "advisories"];
         process::run(&mut cargo(&check))
     })
 }
