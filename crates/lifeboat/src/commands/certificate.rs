@@ -93,6 +93,7 @@ pub enum CertificateCommand {
     Distrust {
         #[command(flatten)]
         of: Of,
+        /// The authority's fingerprint, as `lifeboat certificate show` shows it
         #[arg(value_name = "FINGERPRINT")]
         fingerprint: Fingerprint,
     },
@@ -101,8 +102,10 @@ pub enum CertificateCommand {
     Operator {
         #[command(flatten)]
         of: Of,
+        /// Who it is for, as the audit will name them
         #[arg(value_name = "NAME")]
         name: String,
+        /// What they may do
         #[arg(long, value_enum)]
         role: RoleArgument,
         /// The folder for the certificate and its key
@@ -132,6 +135,7 @@ pub enum CertificateCommand {
     Backup {
         #[command(flatten)]
         of: Of,
+        /// The new file; it holds private keys
         #[arg(value_name = "FILE")]
         into: PathBuf,
     },
@@ -140,6 +144,7 @@ pub enum CertificateCommand {
     Restore {
         #[command(flatten)]
         of: Of,
+        /// The file that `certificate backup` wrote
         #[arg(value_name = "FILE")]
         from: PathBuf,
     },

@@ -481,7 +481,7 @@ mod tests {
         for (from, to, says) in [
             ("state = \"/var", "state = \"var", "state"),
             ("transfers = 4", "transfers = 0", "limits.transfers"),
-            ("alpha.example:6440", "alpha.example", "peer.address"),
+            ("alpha.example:6440", "alpha.example:x", "peer.address"),
             ("transfers = 4", "transfer = 4", "not a configuration"),
             ("= 3600", "= 59", "alerts.repeat_seconds"),
         ] {

@@ -187,7 +187,9 @@ fn a_moved_store_works_at_its_new_place() {
     std::fs::remove_file(moved.join("points/1.json")).unwrap();
     scene.store = moved.canonicalize().unwrap();
     let rescanned = scene.run("store rescan", &[]).json();
-    assert_eq!(rescanned["manifests_made"], 1);
+    // Descriptions that are missing are written as soon as the store is opened.
+    assert!(moved.join("points/1.json").is_file());
+    assert_eq!(rescanned["manifests_made"], 0);
     assert_eq!(rescanned["folder"], text(&scene.store));
     let again = scene.run("store rescan", &[]).json();
     assert_eq!(again["images_made"], 0);
