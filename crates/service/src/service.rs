@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lifeboat_catalog::Catalog;
 use lifeboat_hypervisor::Hypervisor;
-use lifeboat_model::relationship::{Effect, Event, Report};
+use lifeboat_model::relationship::{Effect, Event, Record, Report};
 use lifeboat_model::{Timestamp, VmId};
 use lifeboat_peer::{
     Link, LinkError, Links, PeerAddress, Rate, SleepingPace, Throttle, ThrottledRead,
@@ -225,8 +225,20 @@ impl Service {
         event: Event,
         label: impl FnOnce(&mut Relation),
     ) -> Result<(), StepError> {
+        self.step_by(vm, |_| event, label)
+    }
+
+    /// As [`step_with`](Self::step_with), with an event that depends on the record in force: the
+    /// one that was there before a call to the peer may be old by now.
+    pub(crate) fn step_by(
+        &self,
+        vm: &VmArc,
+        event: impl FnOnce(&Record) -> Event,
+        label: impl FnOnce(&mut Relation),
+    ) -> Result<(), StepError> {
         let now = self.now();
         let mut core = vm.core();
+        let event = event(core.relation().ok_or(StepError::NoRelation)?.record());
         let step = core.decide(now, event)?;
         let relation = core.relation.as_mut().ok_or(StepError::NoRelation)?;
         let before = relation.record().state();

@@ -1,7 +1,7 @@
 //! The talk with the replica: what it holds, and whether the primary may go on.
 
 use lifeboat_model::Sequence;
-use lifeboat_model::relationship::{Event, ReplicaView};
+use lifeboat_model::relationship::{Event, Record, ReplicaView};
 use lifeboat_peer::{
     LinkError, PlannedFailover, PlannedPhase, RefusalCode, ReplicaReport, ReplicaRole,
     SessionRequest,
@@ -21,8 +21,12 @@ impl Service {
             Ok(report) => {
                 self.note_success(vm);
                 self.note_report(vm, &report);
-                let standing = relation.record().standing(&view_of(&report));
-                self.tell(vm, Event::Session(standing));
+                // The peer may have taken over since it was asked, and this side may know.
+                let view = view_of(&report);
+                let standing = |record: &Record| Event::Session(record.standing(&view));
+                if let Err(error) = self.step_by(vm, standing, |_| {}) {
+                    self.report_unsaved(vm, &error);
+                }
                 vm.core().facts.wanted = true;
             }
             Err(error) => self.note_link_error(vm, "ask the replica what it holds", &error),
