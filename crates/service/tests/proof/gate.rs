@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use lifeboat_catalog::Catalog;
 use lifeboat_sys::disk::{Access, Cloned, DiskFile, DiskPort, Entry, EntryKind};
 
 /// Where a host dies.
@@ -169,15 +168,25 @@ impl Gate {
     }
 }
 
-/// Copies a host's catalog as it is at one instant. The files are never read beside SQLite: to
-/// close one would let go the locks that SQLite holds on it.
+/// The files of a catalog that outlive its process.
+pub const CATALOG: [&str; 2] = ["catalog", "catalog-wal"];
+
+/// Copies a host's catalog as it is at one instant.
 pub fn keep(root: &Path, kept: &Path) -> io::Result<()> {
     std::fs::create_dir(kept)?;
-    Catalog::copy(&root.join(CATALOG), &kept.join(CATALOG)).map_err(io::Error::other)
+    let read = |name: &str| match std::fs::read(root.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        outcome => outcome,
+    };
+    // The log only grows, unless it is taken over into the file.
+    loop {
+        let (file, log) = (read(CATALOG[0])?, read(CATALOG[1])?);
+        if read(CATALOG[0])? == file {
+            std::fs::write(kept.join(CATALOG[0]), file)?;
+            return std::fs::write(kept.join(CATALOG[1]), log);
+        }
+    }
 }
-
-/// The file of a host's catalog.
-pub const CATALOG: &str = "catalog";
 
 /// The disk of a host, as its threads reach it.
 #[derive(Debug)]

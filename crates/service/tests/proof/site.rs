@@ -137,7 +137,12 @@ impl Site {
                 std::fs::rename(self.root.join(&name), buried.join(&name)).unwrap();
             }
         }
-        std::fs::rename(self.kept().join(CATALOG), self.root.join(CATALOG)).unwrap();
+        for name in CATALOG {
+            let kept = self.kept().join(name);
+            if kept.exists() {
+                std::fs::rename(kept, self.root.join(name)).unwrap();
+            }
+        }
         self.life += 1;
         let mut born = Born {
             name: self.name,
