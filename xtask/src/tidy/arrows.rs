@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_crate_without_a_row_is_reported() {
-        let said = depends("lifeboat-peer", "lifeboat-model", DependencyKind::Normal);
+        let said = depends("lifeboat-nowhere", "lifeboat-model", DependencyKind::Normal);
         assert_eq!(said.len(), 1);
         assert!(said[0].contains("has no row"), "{said:?}");
     }
