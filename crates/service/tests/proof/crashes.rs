@@ -98,7 +98,6 @@ fn ready_to_reverse(world: &mut World) {
 }
 
 #[test]
-#[ignore = "by hand (--run-ignored all): the fixture may tear the catalog of a host that dies"]
 fn a_primary_that_dies_during_the_first_copy_goes_on_with_it() {
     each_death(
         41,
@@ -112,7 +111,6 @@ fn a_primary_that_dies_during_the_first_copy_goes_on_with_it() {
 }
 
 #[test]
-#[ignore = "by hand (--run-ignored all): the fixture may tear the catalog of a host that dies"]
 fn a_replica_that_dies_during_the_first_copy_goes_on_with_it() {
     each_death(
         42,
@@ -126,7 +124,6 @@ fn a_replica_that_dies_during_the_first_copy_goes_on_with_it() {
 }
 
 #[test]
-#[ignore = "by hand (--run-ignored all): the fixture may tear the catalog of a host that dies"]
 fn a_primary_that_dies_during_a_cycle_sends_only_changes_afterwards() {
     let before = |world: &mut World| {
         protect(world);
@@ -136,7 +133,6 @@ fn a_primary_that_dies_during_a_cycle_sends_only_changes_afterwards() {
 }
 
 #[test]
-#[ignore = "by hand (--run-ignored all): the fixture may tear the catalog of a host that dies"]
 fn a_replica_that_dies_during_a_cycle_is_sent_only_changes_afterwards() {
     let before = |world: &mut World| {
         protect(world);
@@ -146,19 +142,16 @@ fn a_replica_that_dies_during_a_cycle_is_sent_only_changes_afterwards() {
 }
 
 #[test]
-#[ignore = "by hand (--run-ignored all): the fixture may tear the catalog of a host that dies"]
 fn a_replica_that_dies_during_a_failover_or_a_commit_brings_it_to_its_end() {
     each_death(45, At::Beta, ready_to_fail_over, fail_over_and_commit);
 }
 
 #[test]
-#[ignore = "by hand (--run-ignored all): the fixture may tear the catalog of a host that dies"]
 fn a_survivor_that_dies_during_a_reversal_brings_it_to_its_end() {
     each_death(46, At::Beta, ready_to_reverse, reverse);
 }
 
 #[test]
-#[ignore = "by hand (--run-ignored all): the fixture may tear the catalog of a host that dies"]
 fn an_old_primary_that_dies_during_a_reversal_brings_it_to_its_end() {
     each_death(47, At::Alpha, ready_to_reverse, reverse);
 }
