@@ -629,20 +629,18 @@ impl Job<'_> {
                 if self.stop.is_asked() {
                     return Err(CopyTrouble::Stopped);
                 }
-                let mut differing = self.compare(disk, &ranges, BLOCK_SIZE)?;
-                differing.retain(|range| !is_known(known, range));
-                if differing.is_empty() {
+                let differing = self.compare(disk, &ranges, BLOCK_SIZE)?;
+                if first_outside(&differing, known, disk.size).is_none() {
                     continue;
                 }
                 // The VM runs: what it wrote since the maps were looked at is in them by now,
                 // and the next delta carries it.
-                let written = self.written(&disk.id)?;
-                let outside = differing.iter().find(|range| !is_known(&written, range));
-                if let Some(range) = outside {
+                let known = [known, &self.written(&disk.id)?].concat();
+                if let Some(at) = first_outside(&differing, &known, disk.size) {
                     return Err(CopyTrouble::Unproved {
                         why: format!(
-                            "disk {} differs at {} where the maps know of no change",
-                            disk.id, range.start
+                            "disk {} differs at {at} where the maps know of no change",
+                            disk.id
                         ),
                     });
                 }
@@ -661,20 +659,15 @@ impl Job<'_> {
     }
 }
 
-/// Whether every block of a range lies in the known ones, widened to whole blocks.
-fn is_known(known: &[Range<u64>], range: &Range<u64>) -> bool {
-    let mut at = range.start;
-    while at < range.end {
-        let covering = known.iter().find(|known| {
-            known.start / BLOCK_SIZE * BLOCK_SIZE <= at
-                && at < known.end.div_ceil(BLOCK_SIZE) * BLOCK_SIZE
-        });
-        match covering {
-            Some(known) => at = known.end.div_ceil(BLOCK_SIZE) * BLOCK_SIZE,
-            None => return false,
-        }
-    }
-    true
+/// Where a disk differs first outside of what is known, which is taken in whole blocks.
+fn first_outside(differing: &[Range<u64>], known: &[Range<u64>], size: u64) -> Option<u64> {
+    let known = widened(known, BLOCK_SIZE, size);
+    differing.iter().find_map(|range| {
+        let after = known.partition_point(|known| known.start <= range.start);
+        let covered = known[..after].last().map_or(0, |known| known.end);
+        let at = range.start.max(covered);
+        (at < range.end).then_some(at)
+    })
 }
 
 /// What is compared of a disk before its maps are relied on: the first and last 16 MiB, the
@@ -760,10 +753,24 @@ mod tests {
 
     #[test]
     fn known_ranges_count_in_whole_blocks() {
-        let known = [4096..4097, 8192..12288];
-        assert!(is_known(&known, &(4096..8192)));
-        assert!(is_known(&known, &(4096..12288)));
-        assert!(!is_known(&known, &(0..4096)));
-        assert!(!is_known(&known, &(8192..16384)));
+        const SIZE: u64 = 1 << 20;
+        let known = [8192..12288, 4096..4097];
+        let outside = |range| first_outside(&[range], &known, SIZE);
+        assert_eq!(outside(4096..8192), None);
+        assert_eq!(outside(4096..12288), None);
+        assert_eq!(outside(0..4096), Some(0));
+        assert_eq!(outside(8192..16384), Some(12288));
+        assert_eq!(first_outside(&[], &known, SIZE), None);
+    }
+
+    #[test]
+    fn blocks_that_only_both_maps_together_know_are_known() {
+        // The VM wrote right behind a block that the old primary had changed.
+        let (theirs, ours) = (4096..8192, 8192..12288);
+        let differing = [4096..12288];
+        let outside = |known: &[Range<u64>]| first_outside(&differing, known, 1 << 20);
+        assert_eq!(outside(std::slice::from_ref(&theirs)), Some(8192));
+        assert_eq!(outside(std::slice::from_ref(&ours)), Some(4096));
+        assert_eq!(outside(&[theirs, ours]), None);
     }
 }

@@ -33,7 +33,7 @@ impl Drill {
             let what = "reversed to alpha";
             drill.reverse(what, Site::Beta, By::Maps)?;
             drill.wait_for_cycles(Site::Beta)?;
-            let what = "test failover at alpha, after the reversal";
+            let what = "test failover at alpha, after the reversal by maps";
             drill.test_failover(what, Site::Alpha, &guest, |_| Ok(()))
         })?;
         Ok(guest)

@@ -470,10 +470,7 @@ impl Drill {
             ),
         };
         self.report.reversals.push(reversal);
-        // A comparison is always right, and the event says why the maps were not believed; maps
-        // that are lost must never be.
-        let holds = by == expected || by == By::Digests;
-        self.prove(what, holds, found)
+        self.prove(what, by == expected, found)
     }
 
     /// Waits for a state of the VM's relationship.
