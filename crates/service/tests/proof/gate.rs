@@ -12,8 +12,9 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
+use lifeboat_catalog::Catalog;
 use lifeboat_sys::disk::{Access, Cloned, DiskFile, DiskPort, Entry, EntryKind};
 
 /// Where a host dies.
@@ -29,6 +30,8 @@ pub struct Gate {
     /// Where the catalog is kept as it was at the death.
     kept: PathBuf,
     killed: AtomicBool,
+    /// Whoever wants to know waits for the first who kills the host.
+    buried: OnceLock<()>,
     calls: AtomicU64,
     full: AtomicBool,
     death: Mutex<Option<Death>>,
@@ -47,6 +50,7 @@ impl Gate {
             root,
             kept,
             killed: AtomicBool::new(false),
+            buried: OnceLock::new(),
             calls: AtomicU64::new(0),
             full: AtomicBool::new(false),
             death: Mutex::new(None),
@@ -92,19 +96,23 @@ impl Gate {
         self.death.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The host dies here and now.
+    /// The host dies here and now. On return its catalog is kept, whoever killed it.
     pub fn kill(&self) {
-        if self.killed.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        // Nobody is within a call to the disk while the catalog is copied.
-        let _alone = self.passing.write().unwrap_or_else(PoisonError::into_inner);
-        keep(&self.root, &self.kept).expect("keep the catalog of a host that dies");
+        self.bury(|| keep(&self.root, &self.kept).expect("keep the catalog of a host that dies"));
     }
 
     /// The host is dead, and its catalog was kept before.
     pub fn kill_unkept(&self) {
-        self.killed.store(true, Ordering::SeqCst);
+        self.bury(|| {});
+    }
+
+    fn bury(&self, keep: impl FnOnce()) {
+        self.buried.get_or_init(|| {
+            self.killed.store(true, Ordering::SeqCst);
+            // Nobody is within a call to the disk while the catalog is copied.
+            let _alone = self.passing.write().unwrap_or_else(PoisonError::into_inner);
+            keep();
+        });
     }
 
     /// The thread ends, if its host is dead.
@@ -168,24 +176,13 @@ impl Gate {
     }
 }
 
-/// The files of a catalog that outlive its process.
-pub const CATALOG: [&str; 2] = ["catalog", "catalog-wal"];
+/// The file of a host's catalog.
+pub const CATALOG: &str = "catalog";
 
 /// Copies a host's catalog as it is at one instant.
 pub fn keep(root: &Path, kept: &Path) -> io::Result<()> {
     std::fs::create_dir(kept)?;
-    let read = |name: &str| match std::fs::read(root.join(name)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        outcome => outcome,
-    };
-    // The log only grows, unless it is taken over into the file.
-    loop {
-        let (file, log) = (read(CATALOG[0])?, read(CATALOG[1])?);
-        if read(CATALOG[0])? == file {
-            std::fs::write(kept.join(CATALOG[0]), file)?;
-            return std::fs::write(kept.join(CATALOG[1]), log);
-        }
-    }
+    Catalog::copy(&root.join(CATALOG), &kept.join(CATALOG)).map_err(io::Error::other)
 }
 
 /// The disk of a host, as its threads reach it.

@@ -124,6 +124,8 @@ impl Site {
     /// A dead host starts again.
     pub fn revive(&mut self) {
         assert!(self.gate.is_killed(), "{} lives", self.name);
+        // Another thread may be at it: what it keeps is what this host starts with.
+        self.gate.kill();
         self.network.remove(&self.address);
         self.live_again();
     }
@@ -137,12 +139,7 @@ impl Site {
                 std::fs::rename(self.root.join(&name), buried.join(&name)).unwrap();
             }
         }
-        for name in CATALOG {
-            let kept = self.kept().join(name);
-            if kept.exists() {
-                std::fs::rename(kept, self.root.join(name)).unwrap();
-            }
-        }
+        std::fs::rename(self.kept().join(CATALOG), self.root.join(CATALOG)).unwrap();
         self.life += 1;
         let mut born = Born {
             name: self.name,
