@@ -281,33 +281,35 @@ fn stock_nbd_clients_copy_a_point_rightly_while_deltas_are_applied() {
     let address = ListenAddress::Unix(socket.clone());
     let server = Server::bind(&address, exports, ServerOptions::default()).unwrap();
     let uri = format!("nbd+unix:///?socket={}", socket.display());
-    let copies = AtomicU64::new(0);
+    // Each copies until both tools have copied, and the store has worked, often enough.
+    let (stop, tools) = (AtomicBool::new(false), ["nbdcopy", "qemu-img"]);
+    let copies = tools.map(|_| AtomicU64::new(0));
     let mut steps = 0;
     std::thread::scope(|scope| {
         let mut clients = Vec::new();
-        for tool in ["nbdcopy", "qemu-img"] {
-            let (uri, expected, copies) = (&uri, &expected, &copies);
+        for (tool, copies) in tools.into_iter().zip(&copies) {
+            let (uri, expected, stop) = (&uri, &expected, &stop);
             let copy = folder.path().join(tool);
             clients.push(scope.spawn(move || {
-                for _ in 0..12 {
+                while !stop.load(Ordering::Acquire) {
                     copy_and_compare(tool, uri, &copy, expected)?;
                     copies.fetch_add(1, Ordering::AcqRel);
                 }
                 Ok::<(), String>(())
             }));
         }
-        while clients.iter().any(|client| !client.is_finished()) {
+        let enough = || copies.iter().all(|one| one.load(Ordering::Acquire) >= 12);
+        while !(enough() && steps >= 10) && clients.iter().all(|client| !client.is_finished()) {
             work(&mut store, &mut shadow, &mut random, &[point]);
             steps += 1;
         }
+        stop.store(true, Ordering::Release);
         for client in clients {
             client.join().unwrap().unwrap();
         }
     });
     drop(server);
-    assert_eq!(copies.load(Ordering::Acquire), 24);
-    println!("24 copies over NBD during {steps} steps of the store");
-    assert!(steps >= 10, "the store worked only {steps} times meanwhile");
+    println!("{copies:?} copies over NBD during {steps} steps of the store");
     compare_points(&store, &shadow).unwrap();
 }
 
