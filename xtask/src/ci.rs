@@ -68,7 +68,14 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
     })?;
     check_advisories(&cargo, report)?;
     report.step("clippy", || {
-        let scope = ["clippy", "--workspace", "--all-targets", "--locked"];
+        // In the tests' profile: what builds of C code and build scripts give is used again.
+        let scope = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--release",
+        ];
         process::run(cargo(&scope).args(["--", "-D", "warnings"]))
     })?;
     report.step("documentation", || {
@@ -77,6 +84,7 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
             "--workspace",
             "--no-deps",
             "--locked",
+            "--release",
             "--document-private-items",
         ];
         process::run(cargo(&arguments).env("RUSTDOCFLAGS", "-D warnings"))

@@ -198,7 +198,8 @@ pub trait Hypervisor: Send + Sync + Debug {
     /// When it lies after the newest moment tracked; nothing is dropped then.
     fn received(&self, vm: VmId, moment: Sequence) -> Result<(), HypervisorError>;
 
-    /// Bytes changed since the newest moment tracked, in whole blocks; 0 when nothing is tracked.
+    /// Bytes changed since the oldest moment tracked, in whole blocks: what no receipt covers. 0 when
+    /// nothing is tracked.
     fn dirty_bytes(&self, vm: VmId) -> Result<u64, HypervisorError>;
 
     /// What all maps together mark of each disk, in ascending ranges of bytes; `None` when that

@@ -79,12 +79,6 @@ impl BandwidthLimit {
     }
 }
 
-/// What one VM may send where its host has a limit too: the lower of both.
-#[must_use]
-pub fn rate_of_both(host: &BandwidthLimit, vm: &BandwidthLimit, time: TimeOfDay) -> Rate {
-    host.rate_at(time).min(vm.rate_at(time))
-}
-
 impl UncheckedBandwidthLimit {
     /// # Errors
     /// Every field that is out of range, with the range.
@@ -216,22 +210,6 @@ mod tests {
         assert_eq!(at(&limit, "12:30"), None);
         assert_eq!(at(&limit, "13:00"), Some(50_000));
         assert_eq!(at(&limit, "18:00"), Some(1_000_000));
-    }
-
-    #[test]
-    fn of_two_limits_the_lower_one_holds() {
-        let by_day = limit(BY_DAY).unwrap();
-        let host = limit(r#"{"bytes_per_second": 200000}"#).unwrap();
-        let both =
-            |time: &str| rate_of_both(&host, &by_day, time.parse().unwrap()).bytes_per_second();
-        assert_eq!(both("07:00"), Some(200_000));
-        assert_eq!(both("09:00"), Some(50_000));
-        assert_eq!(both("12:00"), Some(200_000));
-        let free = BandwidthLimit::UNLIMITED;
-        assert_eq!(
-            rate_of_both(&free, &free, TimeOfDay::MIDNIGHT),
-            Rate::Unlimited
-        );
     }
 
     #[test]

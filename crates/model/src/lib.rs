@@ -27,7 +27,7 @@ pub mod statistics;
 
 pub use bandwidth::{
     BandwidthLimit, MAX_BANDWIDTH, MAX_BANDWIDTH_WINDOWS, MIN_BANDWIDTH, Rate,
-    UncheckedBandwidthLimit, UncheckedBandwidthWindow, rate_of_both,
+    UncheckedBandwidthLimit, UncheckedBandwidthWindow,
 };
 pub use day::{DayWindow, InvalidDayWindow, InvalidTimeOfDay, TimeOfDay, UtcOffset};
 pub use disk::{

@@ -89,6 +89,9 @@ pub struct ReplicaReport {
     /// for a while.
     pub backlog_bytes: u64,
     pub backlog_limit_bytes: u64,
+    /// How long a start of the newest moment would take now, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_seconds: Option<u64>,
     pub free_bytes: u64,
     /// Why the replica takes nothing now; absent when it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]

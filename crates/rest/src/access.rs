@@ -59,6 +59,7 @@ pub const ACCESS: &[AccessRule] = &[
     rule("POST", "/v1/vms/{vm}/failover/start", Operator),
     rule("POST", "/v1/vms/{vm}/failover/revert", Operator),
     rule("POST", "/v1/vms/{vm}/failover/commit", Operator),
+    rule("POST", "/v1/vms/{vm}/failover/survivor", Operator),
     rule("GET", "/v1/vms/{vm}/points", Viewer),
     rule("POST", "/v1/vms/{vm}/points", Operator),
     rule("DELETE", "/v1/vms/{vm}/points/{sequence}", Administrator),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use lifeboat_hypervisor::{HypervisorError, Tracking, VmDefinition};
 use lifeboat_model::authorization::AuthorizationEntry;
 use lifeboat_model::contract::ReturnCode;
-use lifeboat_model::relationship::{Event, Record, Replica, ReplicaPhase, Role, VmPower};
+use lifeboat_model::relationship::{Event, Refused, ReplicaPhase, Role, Step};
 use lifeboat_model::{DiskId, Lineage, Sequence};
 use lifeboat_peer::{
     Adopted, Adoption, ChangedDisk, ChangedSince, LinkError, NewReplica, PeerDisk, PeerName,
@@ -23,7 +23,7 @@ use crate::host::{definition_of, not_authorized, refusal, replica_record, settin
 use crate::ledger::document;
 use crate::relation::{Adopting, PeerPlace, Relation, Reversal, Saved};
 use crate::service::{Service, with_causes};
-use crate::vm::{Core, DisksPlace, Facts, Vm, VmArc};
+use crate::vm::{Core, DisksPlace, Facts, Task, Vm, VmArc};
 
 impl Service {
     /// The survivor's part: asks the old primary to become the replica.
@@ -72,11 +72,7 @@ impl Service {
                 serde_json::to_value(&core.definition).unwrap_or_default(),
             )
         };
-        let disks = vm
-            .store()
-            .as_ref()
-            .map(|replica| replica.store.disks())
-            .unwrap_or_default();
+        let disks = self.replicated_disks(vm, relation);
         let message = Adoption {
             old_relationship: record.relationship,
             replica: NewReplica {
@@ -84,10 +80,7 @@ impl Service {
                 vm_name: name,
                 relationship: record.relationship,
                 lineage: record.lineage,
-                disks: disks
-                    .into_iter()
-                    .map(|(id, size)| PeerDisk { id, size })
-                    .collect(),
+                disks,
                 definition,
                 settings: serde_json::to_value(&relation.settings).unwrap_or_default(),
                 caller_address: self.inner.config.peer_address.clone(),
@@ -96,6 +89,23 @@ impl Service {
             ancestors: record.ancestors.clone(),
         };
         self.link(&relation.peer)?.adopt(message)
+    }
+
+    /// Those of the store, or of a VM that has none, those that its settings name.
+    fn replicated_disks(&self, vm: &VmArc, relation: &Relation) -> Vec<PeerDisk> {
+        if let Some(replica) = vm.store().as_ref() {
+            let disks = replica.store.disks().into_iter();
+            return disks.map(|(id, size)| PeerDisk { id, size }).collect();
+        }
+        let core = vm.core();
+        let disks = core.definition.settings().disks.iter();
+        disks
+            .filter(|disk| relation.settings.included_disks().includes(&disk.id))
+            .map(|disk| PeerDisk {
+                id: disk.id.clone(),
+                size: disk.size,
+            })
+            .collect()
     }
 
     /// In which ranges the two sides may differ after a swap, by the maps of both; or why the
@@ -396,21 +406,37 @@ impl Service {
             });
         };
         let relation = vm.core().relation.clone();
-        match relation {
-            Some(relation) if !relation.is_primary() => self.adopt_again(&vm, &relation, message),
-            Some(relation) => {
-                if !relation.peer.host.eq_ignore_ascii_case(caller.as_str()) {
-                    return Err(refusal(
-                        RefusalCode::NotAuthorized,
-                        &format!("{caller} is not the other side of this relationship"),
-                    ));
-                }
-                self.adopt_first(caller, &vm, &relation, message, &entry)
-            }
-            None => Err(refusal(
+        let relation = relation.ok_or_else(|| {
+            refusal(
                 RefusalCode::InvalidState,
                 "replication of this VM was removed here; enable it on the host where the VM runs now",
-            )),
+            )
+        })?;
+        if !relation.peer.host.eq_ignore_ascii_case(caller.as_str()) {
+            return Err(refusal(
+                RefusalCode::NotAuthorized,
+                &format!("{caller} is not the other side of this relationship"),
+            ));
+        }
+        let record = relation.record();
+        if message.replica.relationship != record.relationship {
+            return Err(refusal(
+                RefusalCode::OtherLineage,
+                "this VM is replicated here in another relationship",
+            ));
+        }
+        let adopt = Event::Adopt {
+            lineage: message.replica.lineage,
+            ancestors: message.ancestors.clone(),
+            vm: self.power(&vm),
+        };
+        let step = record
+            .decide(self.now(), adopt)
+            .map_err(|refused| not_adopted(&refused))?;
+        if step.next == *record {
+            self.adopt_again(&vm, &relation)
+        } else {
+            self.adopt_first(caller, &vm, &relation, step, message, &entry)
         }
     }
 
@@ -419,31 +445,16 @@ impl Service {
         caller: &PeerName,
         vm: &VmArc,
         relation: &Relation,
+        step: Step,
         message: &Adoption,
         entry: &AuthorizationEntry,
     ) -> Result<Adopted, Refusal> {
         let record = relation.record().clone();
-        let descends = message
-            .ancestors
-            .iter()
-            .any(|one| one.id == record.lineage.id);
-        if !descends || message.replica.relationship != record.relationship {
-            return Err(refusal(
-                RefusalCode::OtherLineage,
-                "both hosts have gone on with this VM from the same moment: nothing is overwritten before an operator says which one survives",
-            ));
-        }
-        if self.power(vm) == VmPower::Running {
-            return Err(refusal(
-                RefusalCode::InvalidState,
-                "the VM runs on its old primary host; stop it there first",
-            ));
+        let moment = step.next.drawn;
+        if moment <= record.drawn {
+            return Err(refusal(RefusalCode::Failed, "all moments are used up"));
         }
         let (changed, why_unknown) = self.own_changes(vm);
-        let moment = record
-            .drawn
-            .next()
-            .ok_or_else(|| refusal(RefusalCode::Failed, "all moments are used up"))?;
         let definition = crate::manage::with_disks(&vm.core().definition, &message.replica.disks)?;
         let (images, storage) = {
             let core = vm.core();
@@ -481,17 +492,7 @@ impl Service {
                     moment,
                     abandoned: record.lineage,
                 }),
-                ..Saved::new(Record {
-                    lineage: message.replica.lineage,
-                    ancestors: message.ancestors.clone(),
-                    drawn: moment,
-                    role: Role::Replica(Replica {
-                        extended: false,
-                        prepared: None,
-                        phase: ReplicaPhase::Resyncing,
-                    }),
-                    ..record
-                })
+                ..Saved::new(step.next)
             },
             settings: settings_of(&message.replica.settings)?,
             peer: PeerPlace {
@@ -503,6 +504,7 @@ impl Service {
             version: relation.version,
         };
         self.save_role(vm, next, DisksPlace::Store(storage), definition)?;
+        self.work_on(vm, step.effects.into_iter().map(Task::Effect));
         self.finish_adoption(vm)?;
         let name = vm.name();
         let text = format!("{name}: this host keeps the replica now, {caller} runs the VM");
@@ -515,19 +517,7 @@ impl Service {
     }
 
     /// The same again: after a lost answer or a crash half way.
-    fn adopt_again(
-        &self,
-        vm: &VmArc,
-        relation: &Relation,
-        message: &Adoption,
-    ) -> Result<Adopted, Refusal> {
-        let record = relation.record();
-        if record.lineage.id != message.replica.lineage.id {
-            return Err(refusal(
-                RefusalCode::OtherLineage,
-                "this host keeps a replica of another history of the VM",
-            ));
-        }
+    fn adopt_again(&self, vm: &VmArc, relation: &Relation) -> Result<Adopted, Refusal> {
         self.finish_adoption(vm)?;
         let reversal = relation.saved.reversal.clone();
         let (changed, why_unknown) = match reversal {
@@ -535,7 +525,7 @@ impl Service {
             None => (None, Some("it is a replica already".to_owned())),
         };
         Ok(Adopted {
-            drawn: record.drawn,
+            drawn: relation.record().drawn,
             changed,
             why_unknown,
         })
@@ -675,6 +665,21 @@ impl Service {
             Ok(None) => (None, Some("the maps are not whole".to_owned())),
             Err(error) => (None, Some(with_causes(&error))),
         }
+    }
+}
+
+/// Why this host does not become the replica, for the one that asked.
+fn not_adopted(refused: &Refused) -> Refusal {
+    match refused {
+        Refused::SplitBrain { .. } => refusal(
+            RefusalCode::OtherLineage,
+            "both hosts have gone on with this VM from the same moment: nothing is overwritten before an operator says which one survives",
+        ),
+        Refused::VmRunning { .. } => refusal(
+            RefusalCode::InvalidState,
+            "the VM runs on its old primary host; stop it there first",
+        ),
+        _ => refusal(RefusalCode::InvalidState, &with_causes(refused)),
     }
 }
 

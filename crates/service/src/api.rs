@@ -104,6 +104,8 @@ pub enum VmOperation {
     },
     RevertFailover,
     CommitFailover,
+    /// Where both hosts have gone on with the VM: whose history of it is kept.
+    NameSurvivor(Survivor),
     ReverseReplication(ReverseReplication),
     /// `TestReplicaSystem`.
     TestFailover {
@@ -138,6 +140,13 @@ pub enum Urgency {
     Checked,
     /// `--force`: what a check would refuse is the operator's risk.
     Forced,
+}
+
+/// The host whose history of a VM is kept; what only the other one holds is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Survivor {
+    ThisHost,
+    OtherHost,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -358,6 +367,8 @@ pub struct AuditView {
     pub role: String,
     pub operation: String,
     pub target: String,
+    /// What was asked for in detail, for people; empty where the target says it all.
+    pub arguments: String,
     pub outcome: String,
 }
 

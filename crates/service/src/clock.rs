@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use lifeboat_model::Timestamp;
+use lifeboat_model::{Timestamp, UtcOffset};
 use lifeboat_sys::clock::{self, Stopwatch};
 
 /// The service's clocks. Tests have their own.
@@ -13,6 +13,9 @@ pub trait Clock: Send + Sync + Debug {
 
     /// Since some instant of the past; never goes back.
     fn monotonic(&self) -> Duration;
+
+    /// How far local time is ahead of UTC now: windows of the day are local.
+    fn utc_offset(&self) -> UtcOffset;
 }
 
 /// The clocks of this host.
@@ -43,5 +46,9 @@ impl Clock for SystemClock {
 
     fn monotonic(&self) -> Duration {
         self.since.elapsed()
+    }
+
+    fn utc_offset(&self) -> UtcOffset {
+        clock::utc_offset(self.wall())
     }
 }

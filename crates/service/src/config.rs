@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lifeboat_model::BandwidthLimit;
+
 /// What happens to a VM that shall run when this host starts and that replicates to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBoot {
@@ -28,7 +30,7 @@ pub struct ServiceConfig {
     pub transfers: usize,
     /// The most bytes of one VM's delta in the send-spool.
     pub send_spool_limit: u64,
-    /// Bytes per second to all peers together; absent for no limit.
-    pub bandwidth: Option<u64>,
+    /// To all peers together, by local time of day.
+    pub bandwidth: BandwidthLimit,
     pub on_boot: OnBoot,
 }

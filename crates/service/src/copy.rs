@@ -149,10 +149,10 @@ impl Service {
             Err(trouble) => {
                 let text = format!("{what}: {}", with_causes(&trouble));
                 self.note_trouble(vm, ReturnCode::Failed, text);
-                if let CopyTrouble::Unproved { why } = &trouble {
-                    self.report_comparison(vm, why);
-                }
-                if let CopyTrouble::Untracked { .. } | CopyTrouble::Unproved { .. } = trouble {
+                if let CopyTrouble::Untracked { why } | CopyTrouble::Unproved { why } = &trouble {
+                    if purpose == CopyPurpose::Reverse {
+                        self.report_comparison(vm, why);
+                    }
                     self.tell(vm, Event::NeedsResync(ResyncCause::TrackingLost));
                 }
             }
@@ -266,9 +266,6 @@ impl Service {
             }
             // The maps since the commit say what differs.
             (Tracking::Since { .. }, CopyPurpose::Reverse) => Ok(()),
-            (Tracking::Off | Tracking::Unknown { .. }, CopyPurpose::Reverse) => hypervisor
-                .start_tracking(vm.id, copy)
-                .map_err(|source| CopyTrouble::Disks { source }),
             (Tracking::Unknown { why }, _) => Err(CopyTrouble::Untracked { why }),
             (Tracking::Off, _) => Err(CopyTrouble::Untracked {
                 why: "nothing tracks them".to_owned(),
@@ -452,7 +449,7 @@ impl Job<'_> {
         let sent = body.len() as u64;
         let mut body = self
             .service
-            .throttled(std::io::Cursor::new(body), self.stop);
+            .throttled(self.vm, std::io::Cursor::new(body), self.stop);
         self.link
             .cancelled_by(self.stop.flag())
             .put_chunk(place, &mut body)?;

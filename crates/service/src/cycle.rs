@@ -196,6 +196,7 @@ impl Service {
                 if let Err(error) = stepped {
                     self.report_unsaved(vm, &error);
                 }
+                self.refresh_report(vm);
             }
             Ok(receipt) => {
                 let what = format!(
@@ -232,7 +233,7 @@ impl Service {
             reader: BufReader::with_capacity(READ_BYTES, file),
             vm,
         };
-        let mut body = self.throttled(metered, stop);
+        let mut body = self.throttled(vm, metered, stop);
         link.cancelled_by(stop.flag()).put_delta(place, &mut body)
     }
 

@@ -338,17 +338,19 @@ impl Service {
             .link(&relation.peer)
             .and_then(|link| link.take_over(news));
         if let Err(error) = said {
-            tracing::info!(vm = %vm.id, "tell the old primary: {}", with_causes(&error));
+            tracing::info!(vm = %vm.id, "tell the other host: {}", with_causes(&error));
         }
     }
 }
 
-/// What a replica's record says to the old primary.
+/// What this side says to the other of whose history it writes or follows.
 fn take_over_of(relation: &Relation) -> Option<(lifeboat_model::Lineage, TakeOverState)> {
     use lifeboat_model::relationship::{ReplicaPhase, Role};
     let record = relation.record();
-    let Role::Replica(replica) = &record.role else {
-        return None;
+    let replica = match &record.role {
+        // It has gone on alone, or an operator has named it the survivor.
+        Role::Primary(_) => return Some((record.lineage, TakeOverState::Committed)),
+        Role::Replica(replica) => replica,
     };
     match &replica.phase {
         ReplicaPhase::FailedOver { lineage, .. }

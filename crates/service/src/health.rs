@@ -36,7 +36,7 @@ impl Service {
                     kind: reason.kind(),
                     health: reason.health(),
                     what: reason.to_string(),
-                    remedy: reason.remedy().to_owned(),
+                    remedy: remedy_of(&relation, reason).to_owned(),
                 })
                 .collect(),
             loss: self.loss_of(vm, &relation),
@@ -153,8 +153,21 @@ impl Service {
         }
     }
 
-    /// How long a start of the newest moment would take.
+    /// How long a start of the newest moment would take, on whichever host has the replica.
     pub(crate) fn start_of(&self, vm: &Vm) -> StartView {
+        let core = vm.core();
+        let is_primary = core.relation().is_some_and(Relation::is_primary);
+        let told = core.facts.peer_start;
+        drop(core);
+        if is_primary {
+            told
+        } else {
+            self.start_of_replica(vm)
+        }
+    }
+
+    /// As the replica kept here has it.
+    pub(crate) fn start_of_replica(&self, vm: &Vm) -> StartView {
         let facts = vm.store_facts();
         let Some(status) = facts.status else {
             return StartView::default();
@@ -169,6 +182,23 @@ impl Service {
             backlog_bytes,
             seconds,
         }
+    }
+}
+
+/// What to do: where the histories have parted, an operator has to say which one is kept.
+fn remedy_of(relation: &Relation, reason: &health::HealthReason) -> &'static str {
+    let is_error = matches!(reason, health::HealthReason::ReplicationError { .. });
+    match &relation.record().role {
+        Role::Primary(Primary::Fenced { .. }) if is_error => {
+            "Use the VM on the other host and reverse replication there. If this host's history is the one to keep: `lifeboat failover survivor --this-host`."
+        }
+        Role::Primary(Primary::Critical {
+            cause: CriticalCause::SplitBrain { .. },
+            ..
+        }) if is_error => {
+            "Compare what the VM holds on both hosts, then name the one whose history is kept: `lifeboat failover survivor`."
+        }
+        Role::Primary(_) | Role::Replica(_) => reason.remedy(),
     }
 }
 
@@ -223,7 +253,7 @@ pub(crate) const fn critical(cause: CriticalCause) -> &'static str {
             "both sides have gone on from the same moment (split brain); an operator must say which one survives"
         }
         CriticalCause::WentOnAlone => {
-            "the VM went on here without the replica's word; remove replication and enable it anew"
+            "the VM went on here without the replica's word; when replication is resumed, both sides are compared"
         }
     }
 }

@@ -17,7 +17,9 @@ use lifeboat_peer::{
     PlannedFailover, PlannedPhase, Refusal, RefusalCode, Removal, ReplicaReport, ReplicaRole,
     SessionRequest, TakeOver, TakeOverState, Tip,
 };
-use lifeboat_store::{CopyStatus, DigestUnit, NewCopy, Received, StoreError, decode_chunk};
+use lifeboat_store::{
+    CopyStatus, DigestUnit, History, NewCopy, Received, StoreError, decode_chunk,
+};
 
 use crate::api::Severity;
 use crate::replica::ReplicaStore;
@@ -238,6 +240,7 @@ impl Service {
             suspended: record.state() == ReplicationState::Suspended,
             backlog_bytes,
             backlog_limit_bytes: self.backlog_limit(vm),
+            start_seconds: self.start_of_replica(vm).seconds,
             free_bytes: status.map_or(0, |status| status.available_bytes),
             refusal: self
                 .refuse_unless_receiving(vm)
@@ -370,10 +373,21 @@ impl Host for Service {
             CopyKind::Resync => lifeboat_store::CopyKind::Resync,
         };
         let sequence = message.copy;
+        let history = {
+            let core = vm.core();
+            let record = core.relation().ok_or_else(unknown_relationship)?.record();
+            History {
+                lineage: record.lineage,
+                ancestors: record.ancestors.clone(),
+            }
+        };
         let status = self.with_store(&vm, |service, replica| {
             service.refuse_other_disks(replica, &message.disks)?;
             let now = service.now();
-            Ok(replica.store.begin_copy(NewCopy { sequence, kind }, now)?)
+            let copy = NewCopy { sequence, kind };
+            Ok(replica
+                .store
+                .begin_copy_following(copy, Some(history), now)?)
         })?;
         self.tell(&vm, Event::ResyncBegun);
         Ok(progress_of(&status))

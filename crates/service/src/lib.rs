@@ -42,6 +42,7 @@ mod requests;
 mod scheduler;
 mod service;
 mod session;
+mod survivor;
 mod test_failover;
 mod timing;
 mod vm;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use lifeboat_catalog::{Activity, JobId as RowId, NewAuditRow};
-use lifeboat_model::UtcOffset;
 use lifeboat_model::authorization::AuthorizationTable;
 use lifeboat_model::contract::{FailoverType, ReturnCode};
 use lifeboat_model::relationship::{CancelHow, Event, Role, VmPower};
@@ -25,10 +24,9 @@ use crate::vm::{Core, DisksPlace, VmArc};
 impl Service {
     pub(crate) fn service_settings(&self) -> ReplicationServiceSettings {
         let saved = self.inner.ledger.setting(SERVICE_SETTINGS);
-        saved
-            .ok()
-            .flatten()
-            .unwrap_or_else(|| ReplicationServiceSettings::with_defaults(UtcOffset::UTC))
+        saved.ok().flatten().unwrap_or_else(|| {
+            ReplicationServiceSettings::with_defaults(self.inner.clock.utc_offset())
+        })
     }
 
     fn resolve(&self, vm: &VmRef) -> Result<VmArc, Rejection> {
@@ -55,6 +53,7 @@ impl Service {
         caller: &Caller,
         operation: &str,
         target: &str,
+        arguments: &str,
         outcome: Result<T, Rejection>,
     ) -> Result<T, Rejection> {
         let told = match &outcome {
@@ -67,7 +66,7 @@ impl Service {
             role: role_name(caller.role).to_owned(),
             operation: operation.to_owned(),
             target: target.to_owned(),
-            arguments: document(&()),
+            arguments: document(&arguments.chars().take(4000).collect::<String>()),
             outcome: told.chars().take(1000).collect(),
         };
         if let Err(error) = self.inner.ledger.add_audit(&row) {
@@ -216,6 +215,7 @@ impl Operations for Service {
         caller: &Caller,
         change: ServiceSettingsChange,
     ) -> Result<(), Rejection> {
+        let arguments = format!("{change:?}");
         let outcome = self
             .service_settings()
             .changed(change)
@@ -226,7 +226,7 @@ impl Operations for Service {
                     .save_setting(SERVICE_SETTINGS, &settings)
                     .map_err(|error| not_saved("the settings", &error))
             });
-        self.audited(caller, "modify_service_settings", "", outcome)
+        self.audited(caller, "modify_service_settings", "", &arguments, outcome)
     }
 
     fn vms(&self, _caller: &Caller) -> Result<Vec<VmView>, Rejection> {
@@ -241,13 +241,13 @@ impl Operations for Service {
 
     fn define_vm(&self, caller: &Caller, vm: NewVm) -> Result<VmView, Rejection> {
         let outcome = self.make_vm(&vm).map(|vm| self.view_vm(&vm));
-        self.audited(caller, "define_vm", &vm.name, outcome)
+        self.audited(caller, "define_vm", &vm.name, &format!("{vm:?}"), outcome)
     }
 
     fn undefine_vm(&self, caller: &Caller, vm: &VmRef) -> Result<(), Rejection> {
         let vm = self.resolve(vm)?;
         let outcome = self.forget_vm(&vm);
-        self.audited(caller, "undefine_vm", &vm.name(), outcome)
+        self.audited(caller, "undefine_vm", &vm.name(), "", outcome)
     }
 
     fn request(
@@ -257,17 +257,17 @@ impl Operations for Service {
         operation: VmOperation,
     ) -> Result<Accepted, Rejection> {
         let vm = self.resolve(vm)?;
-        let name = operation_name(&operation);
+        let (name, arguments) = (operation_name(&operation), format!("{operation:?}"));
         let outcome = self.run_operation(caller, &vm, operation);
-        self.audited(caller, name, &vm.name(), outcome)
+        self.audited(caller, name, &vm.name(), &arguments, outcome)
     }
 
     fn points(&self, _caller: &Caller, vm: &VmRef) -> Result<Vec<PointView>, Rejection> {
         let vm = self.resolve(vm)?;
-        let lineage = vm
+        let record = vm
             .core()
             .relation()
-            .map(|relation| relation.record().lineage.id);
+            .map(|relation| relation.record().clone());
         let status = vm.store_facts().status;
         let points = status.map(|status| status.points).unwrap_or_default();
         Ok(points
@@ -277,7 +277,9 @@ impl Operations for Service {
                 kind: point.kind,
                 captured_at: point.captured_at,
                 opened_at: point.opened_at,
-                abandoned: lineage.is_some_and(|lineage| lineage != point.lineage),
+                abandoned: record
+                    .as_ref()
+                    .is_some_and(|record| !record.has_come_through(point.lineage, point.sequence)),
                 sealed: point.sealed,
                 in_use: point.users > 0,
             })
@@ -381,7 +383,7 @@ impl Operations for Service {
                 }
             }
         };
-        self.audited(caller, "cancel_job", &hex(&job.0), outcome)
+        self.audited(caller, "cancel_job", &hex(&job.0), "", outcome)
     }
 
     fn events(
@@ -431,6 +433,7 @@ impl Operations for Service {
                 role: row.row.role,
                 operation: row.row.operation,
                 target: row.row.target,
+                arguments: row.row.arguments.to().unwrap_or_default(),
                 outcome: row.row.outcome,
             })
             .collect())
@@ -452,13 +455,20 @@ impl Operations for Service {
         entry: AuthorizationEntryView,
     ) -> Result<(), Rejection> {
         let target = entry.allowed_primary_host_system.to_string();
+        let arguments = format!("{entry:?}");
         let outcome = self.change_entries(|table| {
             table
                 .with_added(entry.clone())
                 .map_err(|error| invalid(with_causes(&error)))?;
             Ok(entry)
         });
-        self.audited(caller, "add_authorization_entry", &target, outcome)
+        self.audited(
+            caller,
+            "add_authorization_entry",
+            &target,
+            &arguments,
+            outcome,
+        )
     }
 
     fn modify_authorization_entry(
@@ -467,13 +477,20 @@ impl Operations for Service {
         entry: AuthorizationEntryView,
     ) -> Result<(), Rejection> {
         let target = entry.allowed_primary_host_system.to_string();
+        let arguments = format!("{entry:?}");
         let outcome = self.change_entries(|table| {
             table
                 .with_changed(entry.clone())
                 .map_err(|error| invalid(with_causes(&error)))?;
             Ok(entry)
         });
-        self.audited(caller, "modify_authorization_entry", &target, outcome)
+        self.audited(
+            caller,
+            "modify_authorization_entry",
+            &target,
+            &arguments,
+            outcome,
+        )
     }
 
     fn remove_authorization_entry(
@@ -491,7 +508,7 @@ impl Operations for Service {
             Err(error) => Err(not_saved("the removal", &error)),
         };
         let target = allowed_primary_host_system;
-        self.audited(caller, "remove_authorization_entry", target, outcome)
+        self.audited(caller, "remove_authorization_entry", target, "", outcome)
     }
 
     fn test_connection(
@@ -579,6 +596,7 @@ const fn operation_name(operation: &VmOperation) -> &'static str {
         VmOperation::InitiateFailover { .. } => "initiate_failover",
         VmOperation::RevertFailover => "revert_failover",
         VmOperation::CommitFailover => "commit_failover",
+        VmOperation::NameSurvivor(_) => "name_survivor",
         VmOperation::ReverseReplication(_) => "reverse_replication_relationship",
         VmOperation::TestFailover { .. } => "test_replica_system",
         VmOperation::EndTestFailover => "end_test_failover",

@@ -98,6 +98,7 @@ impl Service {
                     Event::Commit,
                 )
             }
+            VmOperation::NameSurvivor(survivor) => self.name_survivor(vm, survivor),
             VmOperation::ReverseReplication(reverse) => self.reverse(caller, vm, &reverse),
             VmOperation::TestFailover { point } => {
                 let accepted = self.start_test(vm, point)?;
@@ -335,7 +336,7 @@ impl Service {
     }
 }
 
-fn random_lineage() -> Result<LineageId, Rejection> {
+pub(crate) fn random_lineage() -> Result<LineageId, Rejection> {
     host::random_bytes()
         .map(LineageId::from_bytes)
         .map_err(|error| failed(format!("draw a lineage: {error}")))

@@ -1,8 +1,6 @@
 //! The service of one host: what it is made of, and how an event becomes a step.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -12,12 +10,9 @@ use lifeboat_catalog::Catalog;
 use lifeboat_hypervisor::Hypervisor;
 use lifeboat_model::relationship::{Effect, Event, Record, Report};
 use lifeboat_model::{Timestamp, VmId};
-use lifeboat_peer::{
-    Link, LinkError, Links, PeerAddress, Rate, SleepingPace, Throttle, ThrottledRead,
-};
+use lifeboat_peer::{Link, LinkError, Links, Pace, PeerAddress, Rate, SleepingPace, Throttle};
 use lifeboat_sys::disk::DiskPort;
 
-use crate::activity::Stop;
 use crate::api::Severity;
 use crate::clock::Clock;
 use crate::config::ServiceConfig;
@@ -47,6 +42,8 @@ pub(crate) struct Inner {
     pub(crate) news: News,
     /// Captures, transfers and comparisons under way.
     pub(crate) transfers: Places,
+    /// How transfers wait for their turn.
+    pub(crate) pace: Arc<dyn Pace>,
     /// The host's bandwidth, shared by all transfers.
     pub(crate) throttle: Arc<Throttle>,
     /// What front doors show of listeners and certificates.
@@ -99,12 +96,8 @@ impl Service {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         let ticking = Arc::clone(&clock);
-        let pace = SleepingPace::new(move || ticking.monotonic());
-        let rate = config
-            .bandwidth
-            .and_then(NonZeroU64::new)
-            .map_or(Rate::Unlimited, Rate::BytesPerSecond);
-        let throttle = Arc::new(Throttle::new(rate, Arc::new(pace)));
+        let pace: Arc<dyn Pace> = Arc::new(SleepingPace::new(move || ticking.monotonic()));
+        let throttle = Arc::new(Throttle::new(Rate::Unlimited, Arc::clone(&pace)));
         let service = Self {
             inner: Arc::new(Inner {
                 transfers: Places::new(config.transfers),
@@ -117,6 +110,7 @@ impl Service {
                 vms: RwLock::default(),
                 scheduler: Scheduler::default(),
                 news: News::default(),
+                pace,
                 throttle,
                 standing: Mutex::default(),
                 timer: Mutex::new(None),
@@ -346,12 +340,6 @@ impl Service {
             name: peer.address.clone(),
         })?;
         self.inner.links.to(&address, Some(&peer.host))
-    }
-
-    /// What is sent, at the host's pace, until somebody stops it.
-    pub(crate) fn throttled<R: Read>(&self, body: R, stop: &Stop) -> ThrottledRead<R> {
-        let throttles = vec![Arc::clone(&self.inner.throttle)];
-        ThrottledRead::new(body, throttles, stop.flag())
     }
 }
 

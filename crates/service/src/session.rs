@@ -1,5 +1,7 @@
 //! The talk with the replica: what it holds, and whether the primary may go on.
 
+use std::time::Duration;
+
 use lifeboat_model::Sequence;
 use lifeboat_model::relationship::{Event, Record, ReplicaView};
 use lifeboat_peer::{
@@ -7,9 +9,13 @@ use lifeboat_peer::{
     SessionRequest,
 };
 
+use crate::api::StartView;
 use crate::relation::Relation;
 use crate::service::Service;
 use crate::vm::VmArc;
+
+/// A replica's backlog is looked at as often as this while changes flow.
+const REPORT_AGE: Duration = Duration::from_secs(60);
 
 impl Service {
     /// Asks the replica what it holds; before any capture, and after whatever went wrong.
@@ -33,7 +39,7 @@ impl Service {
         }
     }
 
-    fn ask_for_report(&self, relation: &Relation) -> Result<ReplicaReport, LinkError> {
+    pub(crate) fn ask_for_report(&self, relation: &Relation) -> Result<ReplicaReport, LinkError> {
         let record = relation.record();
         self.link(&relation.peer)?.begin_session(SessionRequest {
             relationship: record.relationship,
@@ -44,11 +50,32 @@ impl Service {
         })
     }
 
+    /// Asks how the replica is doing, if it has not said so for a while: receipts do not tell.
+    pub(crate) fn refresh_report(&self, vm: &VmArc) {
+        let (relation, asked) = {
+            let core = vm.core();
+            (core.relation.clone(), core.facts.peer_asked)
+        };
+        let now = self.inner.clock.monotonic();
+        let is_fresh = asked.is_some_and(|asked| now.saturating_sub(asked) < REPORT_AGE);
+        let Some(relation) = relation.filter(|_| !is_fresh) else {
+            return;
+        };
+        // What goes wrong here goes wrong with the next cycle, too, and is told then.
+        if let Ok(report) = self.ask_for_report(&relation) {
+            self.note_report(vm, &report);
+        }
+    }
+
     fn note_report(&self, vm: &VmArc, report: &ReplicaReport) {
         let now = self.now().as_micros();
         let theirs = report.wall_clock.as_micros();
         let mut core = vm.core();
-        core.facts.peer_backlog = report.backlog_bytes;
+        core.facts.peer_start = StartView {
+            backlog_bytes: report.backlog_bytes,
+            seconds: report.start_seconds,
+        };
+        core.facts.peer_asked = Some(self.inner.clock.monotonic());
         core.facts.peer_refusal.clone_from(&report.refusal);
         core.facts.peer_clock_offset_micros =
             i64::try_from(i128::from(theirs) - i128::from(now)).ok();
@@ -103,7 +130,7 @@ impl Service {
     }
 }
 
-fn view_of(report: &ReplicaReport) -> ReplicaView {
+pub(crate) fn view_of(report: &ReplicaReport) -> ReplicaView {
     ReplicaView {
         lineage: report.lineage,
         ancestors: report.ancestors.clone(),

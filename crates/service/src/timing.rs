@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use lifeboat_model::UtcOffset;
 use lifeboat_model::relationship::{Cycle, Event, Primary, ReplicaPhase, Role, Work};
 use lifeboat_model::schedule::{CycleSchedule, Retry, StartAt, automatic_resynchronization};
 use lifeboat_model::settings::ReplicationInterval;
@@ -140,7 +139,11 @@ impl Service {
         };
         match &role {
             Role::Primary(Primary::ResyncRequired { at: None, .. }) => {
-                let start = automatic_resynchronization(&settings, self.now(), UtcOffset::UTC);
+                let start = automatic_resynchronization(
+                    &settings,
+                    self.now(),
+                    self.inner.clock.utc_offset(),
+                );
                 match start {
                     Some(StartAt::Now) => self.tell(vm, Event::Resynchronize { at: None }),
                     Some(StartAt::At(at)) => {

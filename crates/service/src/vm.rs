@@ -2,15 +2,17 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use lifeboat_hypervisor::VmDefinition;
 use lifeboat_model::relationship::{Effect, Event, Refused};
 use lifeboat_model::statistics::ReplicationStatistics;
 use lifeboat_model::{DiskId, Timestamp, VmId};
+use lifeboat_peer::Throttle;
 
 use crate::activity::{Meter, Stop};
+use crate::api::StartView;
 use crate::jobs::ActiveJob;
 use crate::relation::Relation;
 use crate::replica::ReplicaStore;
@@ -24,6 +26,8 @@ pub(crate) struct Vm {
     changed: Condvar,
     queue: Mutex<Queue>,
     pub(crate) meter: Meter,
+    /// What all transfers of this VM share; made with the first.
+    pub(crate) throttle: OnceLock<Arc<Throttle>>,
     /// The replica's store, open; taken alone by whoever changes it.
     pub(crate) store: Mutex<Option<ReplicaStore>>,
     /// What the store held when it was last let go.
@@ -73,7 +77,9 @@ pub(crate) struct Facts {
     /// When the last cycle began, by the monotonic clock.
     pub(crate) cycle_began: Option<Duration>,
     /// What the replica said of itself last.
-    pub(crate) peer_backlog: u64,
+    pub(crate) peer_start: StartView,
+    /// When it said so, by the monotonic clock.
+    pub(crate) peer_asked: Option<Duration>,
     pub(crate) peer_clock_offset_micros: Option<i64>,
     pub(crate) peer_refusal: Option<String>,
     /// Somebody wants a cycle now.
@@ -136,6 +142,7 @@ impl Vm {
             changed: Condvar::new(),
             queue: Mutex::default(),
             meter: Meter::default(),
+            throttle: OnceLock::new(),
             store: Mutex::new(None),
             store_facts: Mutex::default(),
         }

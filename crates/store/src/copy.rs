@@ -24,8 +24,9 @@ use crate::apply::{Touched, changed_blocks};
 use crate::chunk::{Chunk, Fill};
 use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
+use crate::lineage::refuse_unless_descended;
 use crate::mixed::{CopyKind, Piece};
-use crate::record::Record;
+use crate::record::{History, Record};
 use crate::spool;
 use crate::store::Store;
 
@@ -71,7 +72,27 @@ impl Store {
     /// Refused unless the store is a replica, when the number is used up, and for an initial
     /// copy when there is a moment here already.
     pub fn begin_copy(&mut self, new: NewCopy, now: Timestamp) -> Result<CopyStatus, StoreError> {
+        self.begin_copy_following(new, None, now)
+    }
+
+    /// As [`begin_copy`](Self::begin_copy), of a primary that has gone on with `history`, which
+    /// descends from this store's lineage: the store follows it from the copy's beginning on, in
+    /// the same durable step. What was received before keeps its lineage.
+    ///
+    /// # Errors
+    /// As [`begin_copy`](Self::begin_copy), and refused when the history does not descend from
+    /// the store's.
+    pub fn begin_copy_following(
+        &mut self,
+        new: NewCopy,
+        history: Option<History>,
+        now: Timestamp,
+    ) -> Result<CopyStatus, StoreError> {
         self.refuse_unless_replica()?;
+        let history = history.filter(|history| history.lineage.id != self.state.lineage.id);
+        if let Some(history) = &history {
+            refuse_unless_descended(self.state.lineage.id, &history.lineage, &history.ancestors)?;
+        }
         if let Some(status) = self.copy_status()
             && status.sequence == new.sequence
         {
@@ -104,6 +125,7 @@ impl Store {
                 sequence: new.sequence,
                 kind: new.kind,
                 boundary,
+                follows: history.map(Box::new),
             })?;
             store.clear_spool()?;
             store.reserve_what_fits()

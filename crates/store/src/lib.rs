@@ -68,6 +68,7 @@ pub use mixed::CopyKind;
 pub use pin::{BoundaryPin, ScratchDisk};
 pub use reader::{PointReader, RangeKind};
 pub use receive::{Intake, Part, Received, Receiving};
+pub use record::History;
 pub use reversal::{Adopted, Adoption, Reversal};
 pub use status::{AppliedDelta, DiskStatus, Pending, Point, PointDisk, Role, SetApart, Status};
 pub use store::{NewStore, Store};

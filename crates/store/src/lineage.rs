@@ -2,8 +2,10 @@
 
 use lifeboat_model::{Lineage, LineageId};
 
+use crate::error::Refused;
+
 /// The most lineages in a chain: a chain comes from a peer.
-pub(crate) const MAX_ANCESTORS: usize = 4096;
+const MAX_ANCESTORS: usize = 4096;
 
 /// Whether `lineage` descends from `older`, given the lineages that stood before it, in any
 /// order, abandoned ones among them. A lineage is no ancestor of itself.
@@ -24,6 +26,22 @@ pub fn is_ancestor(older: LineageId, lineage: &Lineage, ancestors: &[Lineage]) -
         }
     }
     false
+}
+
+/// Refuses a lineage that neither descends from `left` nor has taken it up: an operator may name
+/// a survivor over a history that it does not continue. A chain may be too long, too.
+pub(crate) fn refuse_unless_descended(
+    left: LineageId,
+    lineage: &Lineage,
+    ancestors: &[Lineage],
+) -> Result<(), Refused> {
+    let is_taken_up = || ancestors.iter().any(|ancestor| ancestor.id == left);
+    if ancestors.len() <= MAX_ANCESTORS && (is_ancestor(left, lineage, ancestors) || is_taken_up())
+    {
+        Ok(())
+    } else {
+        Err(Refused::NotDescended { from: left })
+    }
 }
 
 #[cfg(test)]

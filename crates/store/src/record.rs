@@ -114,6 +114,15 @@ pub(crate) struct Lengths {
     pub(crate) index: u64,
 }
 
+/// A lineage and what it descends from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    pub lineage: Lineage,
+    /// Oldest first, abandoned lineages included.
+    pub ancestors: Vec<Lineage>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Merging {
@@ -217,6 +226,9 @@ pub(crate) enum Record {
         sequence: Sequence,
         kind: CopyKind,
         boundary: Option<u64>,
+        /// The history that the store follows from now on, if it is another one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<Box<History>>,
     },
     /// What the piece overwrites is saved; it may be half written from now on.
     CopySaved {
@@ -324,9 +336,13 @@ impl State {
                 sequence,
                 kind,
                 boundary,
+                follows,
             } => {
                 if let Some(number) = boundary {
                     self.segment_mut(number)?;
+                }
+                if let Some(history) = follows {
+                    self.follow(*history);
                 }
                 self.applying = None;
                 self.mixed = Some(Mixed {
@@ -443,6 +459,20 @@ impl State {
             }
         }
         Ok(self)
+    }
+
+    /// What is here stays labelled with the lineage that it came under.
+    fn follow(&mut self, history: History) {
+        let left = self.lineage;
+        for segment in &mut self.segments {
+            segment.lineage.get_or_insert(left.id);
+        }
+        for ancestor in history.ancestors.into_iter().chain([left]) {
+            if self.ancestors.iter().all(|known| known.id != ancestor.id) {
+                self.ancestors.push(ancestor);
+            }
+        }
+        self.lineage = history.lineage;
     }
 
     fn set_lengths_of_open(&mut self, lengths: Option<Vec<Lengths>>) -> Result<(), &'static str> {

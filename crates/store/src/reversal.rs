@@ -22,7 +22,7 @@ use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
 use crate::journal::{self, Journal};
 use crate::layout::Layout;
-use crate::lineage::{MAX_ANCESTORS, is_ancestor};
+use crate::lineage::refuse_unless_descended;
 use crate::record::{DiskState, Moment, Phase, Record, SegmentDisk, SegmentState, State};
 use crate::segment::SegmentWriter;
 use crate::store::{Store, make_beside_head, make_file, make_folders, make_wrapper};
@@ -67,15 +67,8 @@ pub struct Adopted {
 }
 
 impl Reversal {
-    /// Refuses a chain that does not lead from `left` to the new lineage.
     fn refuse_unless_descended(&self, left: LineageId) -> Result<(), Refused> {
-        let is_chain = self.ancestors.len() <= MAX_ANCESTORS
-            && is_ancestor(left, &self.lineage, &self.ancestors);
-        if is_chain {
-            Ok(())
-        } else {
-            Err(Refused::NotDescended { from: left })
-        }
+        refuse_unless_descended(left, &self.lineage, &self.ancestors)
     }
 
     /// The point of what the disks held when they changed sides.

@@ -12,10 +12,10 @@ use lifeboat_harness::{
     read_failover_disk,
 };
 use lifeboat_model::contract::PointKind;
-use lifeboat_model::{LineageId, Sequence, Timestamp};
+use lifeboat_model::{Lineage, LineageId, Sequence, Timestamp};
 use lifeboat_store::{
-    ChunkError, ChunkPlace, CopyKind, FailoverTarget, Heads, NewCopy, Refused, Role, Store,
-    StoreError, decode_chunk,
+    ChunkError, ChunkPlace, CopyKind, FailoverTarget, Heads, History, NewCopy, Refused, Role,
+    Store, StoreError, decode_chunk,
 };
 use lifeboat_stream::{
     BlobKind, Compression, Disk, Encoder, Header, Kind, Layout, Manifest, Options,
@@ -530,6 +530,97 @@ fn an_error_at_any_call_of_a_piece_leaves_it_undone_and_everything_else_right() 
         }
         assert!(failed > 20, "{fault:?}: {failed} failed");
     }
+}
+
+/// A primary that has gone on alone, with a delta at the replica that is not applied yet.
+fn gone_on_alone(disk: &Recorder, seed: u64) -> (ShadowVm, NewCopy, History) {
+    let (mut store, mut shadow) = replica(disk, seed);
+    store.receive(&shadow.capture()[..]).unwrap();
+    shadow.work(Activity::MIXED);
+    let history = History {
+        lineage: Lineage {
+            counter: 2,
+            id: LineageId::from_bytes([8; 16]),
+            forked_from: Some((shadow.lineage, store.tip())),
+        },
+        ancestors: Vec::new(),
+    };
+    shadow.lineage = history.lineage.id;
+    let copy = NewCopy {
+        sequence: shadow.begin_copy(),
+        kind: CopyKind::Resync,
+    };
+    (shadow, copy, history)
+}
+
+#[test]
+fn a_primary_that_went_on_alone_is_followed_after_a_power_loss_at_any_call() {
+    let disk = Recorder::new();
+    let (shadow, copy, history) = gone_on_alone(&disk, 12);
+    disk.start_recording();
+    let follow = |disk: &Recorder| {
+        let mut store = open(disk);
+        let begun = store.begin_copy_following(copy, Some(history.clone()), NOW);
+        begun.map(|_| store).map_err(|error| format!("{error:?}"))
+    };
+    let before: Vec<_> = open(&disk).points();
+    drop(follow(&disk).unwrap());
+    let recording = disk.recording();
+    let mut seen = std::collections::HashSet::new();
+    for calls in 0..=recording.len() {
+        for choice in [
+            CrashChoice::Nothing,
+            CrashChoice::Everything,
+            CrashChoice::Some {
+                seed: calls as u64,
+                chance: 128,
+            },
+        ] {
+            let state = recording.crash_after(calls, choice);
+            if !seen.insert(state.fingerprint) {
+                continue;
+            }
+            let at = format!("call {calls}, {choice:?}");
+            let store = follow(&state.disk).unwrap_or_else(|error| panic!("{at}: {error}"));
+            assert_eq!(store.lineage(), history.lineage, "{at}");
+            let points = store.points();
+            let labels = |points: &[lifeboat_store::Point]| -> Vec<_> {
+                let points = points.iter();
+                points
+                    .map(|point| (point.sequence, point.lineage))
+                    .collect()
+            };
+            assert!(labels(&points).starts_with(&labels(&before)), "{at}");
+            drop(store);
+            let mut shadow = shadow.clone();
+            carry_on(&state.disk, &mut shadow, copy)
+                .unwrap_or_else(|error| panic!("{at}: {error}"));
+            let newest = open(&state.disk).points().pop().unwrap();
+            assert_eq!(newest.lineage, history.lineage.id, "{at}");
+        }
+    }
+    assert!(seen.len() > 20, "{} states", seen.len());
+}
+
+#[test]
+fn a_history_that_does_not_descend_from_the_store_s_is_not_followed() {
+    let disk = Recorder::new();
+    let (_, copy, history) = gone_on_alone(&disk, 13);
+    let mut store = open(&disk);
+    let (lineage, before) = (store.lineage(), store.copy_status());
+    let foreign = History {
+        lineage: Lineage {
+            forked_from: Some((LineageId::from_bytes([9; 16]), Sequence::new(1))),
+            ..history.lineage
+        },
+        ancestors: Vec::new(),
+    };
+    let refused = refusal(store.begin_copy_following(copy, Some(foreign), NOW));
+    assert!(
+        matches!(refused, Refused::NotDescended { .. }),
+        "{refused:?}"
+    );
+    assert_eq!((store.lineage(), store.copy_status()), (lineage, before));
 }
 
 /// A stream for a piece of 64 KiB of the first disk, made by hand.

@@ -581,7 +581,7 @@ fn a_committed_store_joins_the_survivor_with_its_own_disks_as_a_point() {
         refusal(store.rejoin(&reversal(Sequence::new(1), chain.clone()), NOW)),
         Refused::TooOld { .. }
     ));
-    let mut stranger = reversal(drawn, chain.clone());
+    let mut stranger = reversal(drawn, store.ancestors().to_vec());
     stranger.lineage.forked_from = Some((LOSER, Sequence::new(1)));
     assert_eq!(
         refusal(store.rejoin(&stranger, NOW)),

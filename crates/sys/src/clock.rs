@@ -5,7 +5,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lifeboat_model::Timestamp;
+use jiff::tz::TimeZone;
+use lifeboat_model::{Timestamp, UtcOffset};
 
 /// The wall clock's time now; the epoch if the clock stands before it.
 #[must_use]
@@ -18,6 +19,23 @@ pub fn wall() -> Timestamp {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Timestamp::from_micros(u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// How far local time is ahead of UTC at a moment, in whole minutes; UTC where the system does not
+/// say which time zone it is in.
+#[must_use]
+pub fn utc_offset(at: Timestamp) -> UtcOffset {
+    offset_in(&TimeZone::system(), at)
+}
+
+fn offset_in(zone: &TimeZone, at: Timestamp) -> UtcOffset {
+    let micros = i64::try_from(at.as_micros()).unwrap_or(i64::MAX);
+    let minutes = jiff::Timestamp::from_microsecond(micros)
+        .map_or(0, |moment| zone.to_offset(moment).seconds() / 60);
+    i16::try_from(minutes)
+        .ok()
+        .and_then(UtcOffset::from_minutes)
+        .unwrap_or(UtcOffset::UTC)
 }
 
 /// Time passed since it was started, by the monotonic clock.
@@ -37,5 +55,24 @@ impl Stopwatch {
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_time_follows_the_zone_and_its_daylight_saving_time() {
+        let zone = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        let minutes =
+            |seconds: u64| offset_in(&zone, Timestamp::from_micros(seconds * 1_000_000)).minutes();
+        // 2026-03-29, one second before and at the change.
+        assert_eq!(minutes(1_774_745_999), 60);
+        assert_eq!(minutes(1_774_746_000), 120);
+        assert_eq!(
+            offset_in(&zone, Timestamp::from_micros(u64::MAX)),
+            UtcOffset::UTC
+        );
     }
 }

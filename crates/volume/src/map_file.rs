@@ -141,6 +141,21 @@ impl MapFile {
         self.marked.load(Ordering::SeqCst)
     }
 
+    /// How many blocks of one disk any of its maps marks.
+    pub(crate) fn marked_in_any(maps: &[&Self]) -> u64 {
+        match maps {
+            [] => 0,
+            [only] => only.marked(),
+            [first, rest @ ..] => (0..first.bits().len())
+                .map(|at| {
+                    let word = |map: &Self| load(&map.bits()[at]);
+                    let all = rest.iter().fold(word(first), |all, map| all | word(map));
+                    u64::from(all.count_ones())
+                })
+                .sum(),
+        }
+    }
+
     pub(crate) fn mark(&self, blocks: Range<u64>) {
         debug_assert!(blocks.end <= self.blocks, "BUG: a block beyond the disk");
         let bits = self.bits();
@@ -299,6 +314,20 @@ mod tests {
         let map = open(&path).unwrap();
         assert_eq!(map.marked(), 186);
         assert_eq!(ranges(&map), [0..4096, 60 * 4096..1_000_448]);
+    }
+
+    #[test]
+    fn a_block_that_several_maps_mark_counts_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let map = |name, blocks| {
+            let map = create(&folder.path().join(name), Initially::Unmarked);
+            map.mark(blocks);
+            map
+        };
+        let maps = [map("a", 0..70), map("b", 60..100), map("c", 244..245)];
+        assert_eq!(MapFile::marked_in_any(&maps.each_ref()), 101);
+        assert_eq!(MapFile::marked_in_any(&[&maps[1]]), 40);
+        assert_eq!(MapFile::marked_in_any(&[]), 0);
     }
 
     #[test]

@@ -239,11 +239,18 @@ impl Tracker {
         }
     }
 
-    /// What has changed since the newest moment, in bytes of whole blocks.
+    /// What has changed since the oldest moment, in bytes of whole blocks; each block counts once.
     #[must_use]
-    pub fn newest_bytes(&self) -> u64 {
-        let maps = self.sets.last().map_or(&[][..], MapSet::maps);
-        maps.iter().map(MapFile::marked).sum::<u64>() * BLOCK_SIZE
+    pub fn changed_bytes(&self) -> u64 {
+        let disks = 0..self.note.disks.len();
+        let of_disk = |index: usize| {
+            let maps: Vec<&MapFile> = self.sets.iter().map(|set| &set.maps()[index]).collect();
+            MapFile::marked_in_any(&maps)
+        };
+        match &self.sets[..] {
+            [] => 0,
+            _ => disks.map(of_disk).sum::<u64>() * BLOCK_SIZE,
+        }
     }
 
     /// What has changed since the oldest moment, by disk in ascending ranges of bytes; nothing

@@ -428,7 +428,7 @@ impl Machine {
 
     pub(crate) fn dirty_bytes(&mut self) -> Result<u64, HypervisorError> {
         self.check_images()?;
-        Ok(self.tracker.newest_bytes())
+        Ok(self.tracker.changed_bytes())
     }
 
     pub(crate) fn changed_ranges(&mut self) -> Result<Option<DiskRanges>, HypervisorError> {

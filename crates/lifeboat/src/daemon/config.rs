@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lifeboat_model::{
+    BandwidthLimit, InvalidFields, UncheckedBandwidthLimit, UncheckedBandwidthWindow,
+};
 use lifeboat_service::OnBoot;
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +65,8 @@ pub struct LimitsConfig {
     pub transfers: usize,
     /// Bytes per second to all peers together; 0 for no limit.
     pub bandwidth: u64,
+    /// Other limits in parts of the day, by local time; the first that is open counts.
+    pub bandwidth_windows: Vec<UncheckedBandwidthWindow>,
     /// Bytes of one VM's delta in the send-spool.
     pub send_spool: u64,
     /// Bytes of old blocks kept for one frozen view.
@@ -73,6 +78,7 @@ impl Default for LimitsConfig {
         Self {
             transfers: 4,
             bandwidth: 0,
+            bandwidth_windows: Vec::new(),
             send_spool: 64 << 30,
             scratch: 16 << 30,
         }
@@ -210,6 +216,11 @@ pub enum ConfigError {
         path: PathBuf,
         source: Box<toml::de::Error>,
     },
+    #[error("{}: the limits cannot be", path.display())]
+    Bandwidth {
+        path: PathBuf,
+        source: InvalidFields,
+    },
     #[error("{}: {field} is {given}: {remedy}", path.display())]
     Field {
         path: PathBuf,
@@ -217,6 +228,20 @@ pub enum ConfigError {
         given: String,
         remedy: &'static str,
     },
+}
+
+impl LimitsConfig {
+    /// How fast this host may send, by time of day.
+    ///
+    /// # Errors
+    /// A rate or a window is out of range.
+    pub fn bandwidth_limit(&self) -> Result<BandwidthLimit, InvalidFields> {
+        let unchecked = UncheckedBandwidthLimit {
+            bytes_per_second: (self.bandwidth > 0).then_some(self.bandwidth),
+            windows: self.bandwidth_windows.clone(),
+        };
+        unchecked.validate()
+    }
 }
 
 impl Config {
@@ -261,6 +286,12 @@ impl Config {
             let given = self.limits.transfers.to_string();
             return wrong("limits.transfers", given, "use 1 to 256");
         }
+        self.limits
+            .bandwidth_limit()
+            .map_err(|source| ConfigError::Bandwidth {
+                path: path.to_owned(),
+                source,
+            })?;
         if self
             .peer
             .address
@@ -378,6 +409,8 @@ socket = {socket}
 transfers = {transfers}
 # Bytes per second to all peers together; 0 for no limit.
 bandwidth = {bandwidth}
+# Other limits in parts of the day, by local time; without bytes_per_second, none.
+# bandwidth_windows = [{{ start = \"08:00\", end = \"17:59\", bytes_per_second = 2000000 }}]
 # The most bytes of one VM's delta that wait to be sent.
 send_spool = {send_spool}
 # The most bytes of old blocks kept while a frozen view is read.
@@ -476,6 +509,23 @@ mod tests {
     }
 
     #[test]
+    fn the_host_s_bandwidth_has_windows_as_the_comment_shows_them() {
+        let written = config().commented();
+        let text = written
+            .replace("bandwidth = 0", "bandwidth = 5000000")
+            .replace("# bandwidth_windows", "bandwidth_windows");
+        let limit = read(&text).unwrap().limits.bandwidth_limit().unwrap();
+        let rate_at = |time: &str| match limit.rate_at(time.parse().unwrap()) {
+            lifeboat_model::Rate::Limited(bytes) => bytes.get(),
+            lifeboat_model::Rate::Unlimited => 0,
+        };
+        assert_eq!(rate_at("07:59:59"), 5_000_000);
+        assert_eq!(rate_at("08:00"), 2_000_000);
+        assert_eq!(rate_at("17:59:59"), 2_000_000);
+        assert_eq!(rate_at("18:00"), 5_000_000);
+    }
+
+    #[test]
     fn a_configuration_that_cannot_be_is_refused_with_the_field() {
         let good = config().commented();
         for (from, to, says) in [
@@ -483,6 +533,7 @@ mod tests {
             ("transfers = 4", "transfers = 0", "limits.transfers"),
             ("alpha.example:6440", "alpha.example:x", "peer.address"),
             ("transfers = 4", "transfer = 4", "not a configuration"),
+            ("bandwidth = 0", "bandwidth = 7", "the limits cannot be"),
             ("= 3600", "= 59", "alerts.repeat_seconds"),
         ] {
             let text = good.replace(from, to);

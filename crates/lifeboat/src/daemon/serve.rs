@@ -50,6 +50,10 @@ pub enum ServeError {
     Boot { source: io::Error },
     #[error("make the folder {}", path.display())]
     Folder { path: PathBuf, source: io::Error },
+    #[error("limit what is sent")]
+    Bandwidth {
+        source: lifeboat_model::InvalidFields,
+    },
     #[error("start the service")]
     Service { source: Box<StartError> },
     #[error("listen for peers")]
@@ -129,7 +133,10 @@ fn start_service(
         state: config.state.clone(),
         transfers: config.limits.transfers,
         send_spool_limit: config.limits.send_spool,
-        bandwidth: (config.limits.bandwidth > 0).then_some(config.limits.bandwidth),
+        bandwidth: config
+            .limits
+            .bandwidth_limit()
+            .map_err(|source| ServeError::Bandwidth { source })?,
         on_boot: config.on_boot.policy(),
     };
     Service::start(

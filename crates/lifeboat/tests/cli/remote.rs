@@ -288,6 +288,14 @@ fn commands_ask_for_what_they_say() {
             "InitiateFailover { point: Some(Sequence(99)), how: Forced }",
         ),
         ("failover revert web1 --yes", "RevertFailover"),
+        (
+            "failover survivor web1 --this-host --yes",
+            "NameSurvivor(ThisHost)",
+        ),
+        (
+            "failover survivor web1 --other-host --yes",
+            "NameSurvivor(OtherHost)",
+        ),
         ("failover commit web1 --yes", "CommitFailover"),
         ("point make web1", "MakePoint"),
         (

@@ -213,12 +213,13 @@ impl Record {
 
     /// The peer keeps the replica now. Its numbers are used up, so a copy begins with a new one.
     pub(super) fn peer_adopted(&self, primary: &Primary, drawn: Sequence) -> Step {
-        if drawn <= self.drawn {
-            return self.unchanged();
-        }
         let mut heard = self.clone();
-        heard.drawn = drawn;
+        heard.drawn = heard.drawn.max(drawn);
         match primary {
+            // The peer has used up no number of this copy: it goes on where it was refused.
+            Primary::Copying(copying) | Primary::Resyncing(copying) if copying.copy > drawn => {
+                heard.primary(primary.clone(), copying.resume())
+            }
             Primary::Copying(_) => {
                 heard.begin_copy(primary, CopyPurpose::Compare, None, Primary::Copying)
             }

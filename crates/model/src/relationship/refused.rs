@@ -88,11 +88,11 @@ impl Refused {
             Self::Busy { .. } => "wait until that is done: `lifeboat job list`",
             Self::TooFarAhead { .. } => "choose a time within 7 days, or none to start now",
             Self::TakenOver { .. } => {
-                "use the VM on the other host, and reverse replication there so that this host keeps its replica"
+                "use the VM on the other host, and reverse replication there so that this host keeps its replica; if this host's history is the one to keep: `lifeboat failover survivor --this-host`"
             }
             Self::NothingReplicated => "wait until the initial replication is complete",
             Self::SplitBrain { .. } => {
-                "compare what the VM holds on both hosts, then name the survivor; what only the other one holds is given up"
+                "compare what the VM holds on both hosts, then name the survivor with `lifeboat failover survivor`; what only the other one holds is given up"
             }
             Self::Overruled { .. } => "stop the VM here and revert the failover",
             Self::NothingToSettle => {

@@ -396,6 +396,7 @@ pub fn report() -> ReplicaReport {
         suspended: false,
         backlog_bytes: 0,
         backlog_limit_bytes: 1 << 30,
+        start_seconds: None,
         free_bytes: 1 << 40,
         refusal: None,
         wall_clock: Timestamp::from_micros(1_700_000_000_000_000),

@@ -6,9 +6,9 @@ use serde::Serialize;
 use super::{Answer, Client, ClientError, Outcome, json, segment};
 use crate::wire::{
     AuditRecord, AuthorizationEntry, CancelPlannedFailover, Check, Connection, DefineVm,
-    EnableReplication, Event, Health, Host, InitiateFailover, Job, Point, Relationship,
-    Resynchronize, ReverseReplication, ServiceSettings, ServiceSettingsChange, SettingsChange,
-    StartReplication, Statistics, StopVm, TestConnection, TestFailover, Vm,
+    EnableReplication, Event, Health, Host, InitiateFailover, Job, NameSurvivor, Point,
+    Relationship, Resynchronize, ReverseReplication, ServiceSettings, ServiceSettingsChange,
+    SettingsChange, StartReplication, Statistics, StopVm, TestConnection, TestFailover, Vm,
 };
 
 /// What is asked about a VM, as the command line has it.
@@ -34,6 +34,7 @@ pub enum VmRequest {
     InitiateFailover(InitiateFailover),
     RevertFailover,
     CommitFailover,
+    NameSurvivor(NameSurvivor),
     MakePoint,
     RemovePoint(u64),
     /// The newest moment if there is no sequence.
@@ -68,6 +69,7 @@ impl VmRequest {
             Self::InitiateFailover(body) => with_body("failover/start", body),
             Self::RevertFailover => post("failover/revert"),
             Self::CommitFailover => post("failover/commit"),
+            Self::NameSurvivor(body) => with_body("failover/survivor", body),
             Self::MakePoint => post("points"),
             Self::RemovePoint(sequence) => (Method::DELETE, format!("points/{sequence}"), None),
             Self::VerifyPoint(Some(sequence)) => post(&format!("points/{sequence}/verify")),

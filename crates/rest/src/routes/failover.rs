@@ -6,7 +6,7 @@ use lifeboat_service::api::VmOperation;
 use super::{Started, VmInPath};
 use crate::front::{Body, OnVm};
 use crate::problem::Problem;
-use crate::wire::{CancelPlannedFailover, InitiateFailover, Nothing, TestFailover};
+use crate::wire::{CancelPlannedFailover, InitiateFailover, NameSurvivor, Nothing, TestFailover};
 
 /// Starts a copy of the VM beside the replica, which goes on.
 #[utoipa::path(post, path = "/v1/vms/{vm}/failover/test", tag = "failover",
@@ -88,4 +88,15 @@ pub(super) async fn revert(vm: OnVm, _: Body<Nothing>) -> Result<Response, Probl
 )]
 pub(super) async fn commit(vm: OnVm, _: Body<Nothing>) -> Result<Response, Problem> {
     vm.request(VmOperation::CommitFailover).await
+}
+
+/// Says whose history of the VM is kept, where both hosts have gone on with it.
+#[utoipa::path(post, path = "/v1/vms/{vm}/failover/survivor", tag = "failover",
+    operation_id = "failover_survivor", params(VmInPath), request_body = NameSurvivor,
+    responses(Started))]
+pub(super) async fn survivor(
+    vm: OnVm,
+    Body(named): Body<NameSurvivor>,
+) -> Result<Response, Problem> {
+    vm.request(named.into()).await
 }

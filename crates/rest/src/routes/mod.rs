@@ -54,6 +54,7 @@ pub(crate) fn all() -> OpenApiRouter<Front> {
         .routes(routes!(failover::test_end))
         .routes(routes!(failover::prepare))
         .routes(routes!(failover::cancel_prepare))
+        .routes(routes!(failover::survivor))
         .routes(routes!(failover::start))
         .routes(routes!(failover::revert))
         .routes(routes!(failover::commit))

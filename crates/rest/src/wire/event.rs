@@ -40,6 +40,8 @@ pub struct AuditRecord {
     pub role: String,
     pub operation: String,
     pub target: String,
+    /// What was asked for in detail, for people.
+    pub arguments: String,
     pub outcome: String,
 }
 
@@ -75,6 +77,7 @@ impl From<AuditView> for AuditRecord {
             role: view.role,
             operation: view.operation,
             target: view.target,
+            arguments: view.arguments,
             outcome: view.outcome,
         }
     }

@@ -28,8 +28,8 @@ pub use point::Point;
 pub use relationship::{Activity, Lineage, Relationship};
 pub use request::{
     CancelPlannedFailover, Connection, DefineVm, DefineVmDisk, EnableReplication, InitiateFailover,
-    InvalidRequest, Nothing, Resynchronize, ReverseReplication, StartReplication, StopHow, StopVm,
-    TestConnection, TestFailover, parse_vm,
+    InvalidRequest, NameSurvivor, Nothing, Resynchronize, ReverseReplication, StartReplication,
+    StopHow, StopVm, Survivor, TestConnection, TestFailover, parse_vm,
 };
 pub use settings::{BandwidthLimit, BandwidthWindow, ReplicationSettings, SettingsChange};
 pub use time::{InvalidTime, Time};

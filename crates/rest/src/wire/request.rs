@@ -234,6 +234,30 @@ impl From<CancelPlannedFailover> for VmOperation {
     }
 }
 
+/// Says whose history of a VM is kept, where both hosts have gone on with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NameSurvivor {
+    pub survivor: Survivor,
+}
+
+/// The host whose history is kept; what only the other one holds is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Survivor {
+    ThisHost,
+    OtherHost,
+}
+
+impl From<NameSurvivor> for VmOperation {
+    fn from(named: NameSurvivor) -> Self {
+        Self::NameSurvivor(match named.survivor {
+            Survivor::ThisHost => lifeboat_service::api::Survivor::ThisHost,
+            Survivor::OtherHost => lifeboat_service::api::Survivor::OtherHost,
+        })
+    }
+}
+
 /// Lets the replica's VM take over (`InitiateFailover`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]

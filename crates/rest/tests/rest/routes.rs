@@ -121,6 +121,18 @@ fn operations() -> Vec<(&'static str, &'static str, Option<Value>, &'static str)
         ),
         (
             "POST",
+            "failover/survivor",
+            Some(json!({"survivor": "this_host"})),
+            "NameSurvivor(ThisHost)",
+        ),
+        (
+            "POST",
+            "failover/survivor",
+            Some(json!({"survivor": "other_host"})),
+            "NameSurvivor(OtherHost)",
+        ),
+        (
+            "POST",
             "failover/start",
             None,
             "InitiateFailover { point: None, how: Checked }",

@@ -1,5 +1,6 @@
 //! What operators do, each ending with every byte compared.
 
+use lifeboat_model::UncheckedBandwidthLimit;
 use lifeboat_model::contract::{InitialReplicationType, ReplicationState, ReturnCode};
 use lifeboat_model::settings::SettingsChange;
 use lifeboat_peer::testing::Fault;
@@ -41,6 +42,34 @@ fn an_excluded_disk_does_not_travel() {
     let found = world.test(At::Beta);
     let wanted = [("vda".to_owned(), world.shadow["vda"].clone())].into();
     expect_same(&found, &wanted);
+}
+
+#[test]
+fn a_vm_sends_no_faster_than_it_may_and_a_new_limit_holds_for_what_is_under_way() {
+    let mut world = World::replicated(13);
+    let limit = |bytes_per_second| {
+        VmOperation::ModifySettings(SettingsChange {
+            bandwidth_limit: Some(UncheckedBandwidthLimit {
+                bytes_per_second,
+                windows: Vec::new(),
+            }),
+            ..SettingsChange::default()
+        })
+    };
+    world.ask(At::Alpha, limit(Some(4096))).unwrap();
+    // Minutes at this rate.
+    world.write(60);
+    world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+    world.wait("a part has travelled", |world| {
+        let activity = world.alpha.relation(world.vm).activity;
+        activity.is_some_and(|activity| {
+            let (done, total) = (activity.done_bytes, activity.total_bytes);
+            done > 0 && done < total / 2
+        })
+    });
+    world.ask(At::Alpha, limit(None)).unwrap();
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
 }
 
 #[test]

@@ -10,4 +10,5 @@ mod hostile;
 mod links;
 mod reversal;
 mod site;
+mod survivor;
 mod world;

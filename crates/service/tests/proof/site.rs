@@ -9,7 +9,7 @@ use std::time::Duration;
 use lifeboat_catalog::{Catalog, OnMissing};
 use lifeboat_hypervisor::{VolumeDriver, VolumeDriverOptions};
 use lifeboat_model::contract::{ReplicationMode, ReplicationState, ReturnCode};
-use lifeboat_model::{Timestamp, VmId};
+use lifeboat_model::{BandwidthLimit, Timestamp, UtcOffset, VmId};
 use lifeboat_peer::testing::Network;
 use lifeboat_peer::{PeerAddress, PeerName};
 use lifeboat_service::api::{
@@ -47,6 +47,10 @@ impl Clock for TestClock {
 
     fn monotonic(&self) -> Duration {
         self.real.monotonic()
+    }
+
+    fn utc_offset(&self) -> UtcOffset {
+        UtcOffset::UTC
     }
 }
 
@@ -253,7 +257,7 @@ impl Born<'_> {
             state: self.root.join("state"),
             transfers: 4,
             send_spool_limit: 1 << 30,
-            bandwidth: None,
+            bandwidth: BandwidthLimit::UNLIMITED,
             on_boot: OnBoot::AskPeer { timeout: ASKS_PEER },
         };
         let links = GatedLinks {

@@ -174,7 +174,7 @@ fn a_view_marks_what_has_changed_since_the_oldest_moment() {
     client.write(0, &[1]).unwrap();
     drop(process.freeze(2).unwrap());
     client.write(5 * BLOCK_SIZE, &[1]).unwrap();
-    assert_eq!(process.tracker.newest_bytes(), BLOCK_SIZE);
+    assert_eq!(process.tracker.changed_bytes(), 2 * BLOCK_SIZE);
     let view = process.freeze(3).unwrap();
     assert_eq!(view.dirty_bytes(), 2 * BLOCK_SIZE);
     client.write(9 * BLOCK_SIZE, &[1]).unwrap();

@@ -2,7 +2,9 @@
 
 use clap::Subcommand;
 use lifeboat_rest::client::VmRequest;
-use lifeboat_rest::wire::{CancelPlannedFailover, InitiateFailover, Loss, TestFailover};
+use lifeboat_rest::wire::{
+    CancelPlannedFailover, InitiateFailover, Loss, NameSurvivor, Survivor, TestFailover,
+};
 
 use super::{Remote, VmEndArgs, VmJobArgs, WaitArgs, duration};
 use crate::commands::confirm;
@@ -30,6 +32,12 @@ pub enum FailoverCommand {
 
     /// Keep the failover for good: every recovery point goes, there is no way back
     Commit(VmEndArgs),
+
+    /// Say whose history is kept, where both hosts have gone on with the VM
+    ///
+    /// The other host stands down, and keeps what it holds until replication is resumed or
+    /// reversed: then its disks are compared, and what only it wrote is given up.
+    Survivor(SurvivorArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -90,6 +98,35 @@ pub struct StartArgs {
     wait: WaitArgs,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct SurvivorArgs {
+    /// The VM: its name, or its id
+    #[arg(value_name = "VM")]
+    vm: String,
+
+    #[command(flatten)]
+    survivor: SurvivorChoice,
+
+    /// Do it without asking
+    #[arg(long)]
+    yes: bool,
+
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct SurvivorChoice {
+    /// The VM's history on this host is kept
+    #[arg(long)]
+    this_host: bool,
+
+    /// The VM's history on the other host is kept
+    #[arg(long)]
+    other_host: bool,
+}
+
 impl FailoverCommand {
     /// Does what the command says.
     ///
@@ -113,6 +150,7 @@ impl FailoverCommand {
             Self::Start(args) => start(&args, remote),
             Self::Revert(args) => revert(&args, remote),
             Self::Commit(args) => commit(&args, remote),
+            Self::Survivor(args) => survivor(&args, remote),
         }
     }
 }
@@ -192,6 +230,30 @@ fn commit(args: &VmEndArgs, remote: &Remote) -> Result<(), Failure> {
         args.wait,
         "failover committed",
     )
+}
+
+fn survivor(args: &SurvivorArgs, remote: &Remote) -> Result<(), Failure> {
+    let (survivor, loser, done) = if args.survivor.this_host {
+        (
+            Survivor::ThisHost,
+            "the other host",
+            "this host's history is kept",
+        )
+    } else {
+        (
+            Survivor::OtherHost,
+            "this host",
+            "the other host's history is kept",
+        )
+    };
+    if !args.yes {
+        let vm = remote.client.vm(&args.vm)?.value.element_name;
+        confirm(&format!(
+            "What {vm} wrote on {loser} since the histories parted will be given up."
+        ))?;
+    }
+    let named = VmRequest::NameSurvivor(NameSurvivor { survivor });
+    remote.operate(&args.vm, &named, args.wait, done)
 }
 
 #[cfg(test)]

@@ -233,7 +233,7 @@ impl ReplicationCommand {
                 &args.vm,
                 &VmRequest::ReplicateNow,
                 args.wait,
-                "changes sent",
+                "a cycle begins as soon as nothing else is under way",
             ),
         }
     }

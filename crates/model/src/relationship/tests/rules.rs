@@ -392,3 +392,42 @@ fn local_trouble_is_not_mended_by_a_peer_that_answers() {
     let mended = after(record, [Event::Mended]);
     assert_eq!(mended.state(), S::Replicating);
 }
+
+#[test]
+fn a_moment_has_come_through_until_its_lineage_was_left() {
+    let forked = |number, from, at| Lineage {
+        forked_from: Some((id(from), Sequence::new(at))),
+        ..lineage(number, None)
+    };
+    let mut record = replicating();
+    record.lineage = forked(3, 2, 30);
+    // 9 was given up; nothing of it has come here.
+    record.ancestors = vec![lineage(1, None), forked(2, 1, 20), forked(9, 1, 10)];
+    let through = |number, moment| record.has_come_through(id(number), Sequence::new(moment));
+    assert!(through(3, 99));
+    assert!(through(2, 30) && !through(2, 31));
+    assert!(through(1, 20) && !through(1, 21));
+    assert!(!through(9, 1) && !through(8, 1));
+    // A lineage left before its own beginning has brought nothing from there on.
+    record.lineage = forked(3, 2, 5);
+    let through = |number, moment| record.has_come_through(id(number), Sequence::new(moment));
+    assert!(through(1, 5) && !through(1, 6));
+}
+
+#[test]
+fn a_copy_goes_on_when_the_peer_has_become_the_replica() {
+    let copying = |record: &Record| match &record.role {
+        Role::Primary(Primary::Resyncing(copying)) => *copying,
+        other => panic!("{other:?}"),
+    };
+    let resyncing = after(resync_required(), [Event::Resynchronize { at: None }]);
+    let copy = copying(&resyncing).copy;
+    let adopted = |drawn| resyncing.decide(NOW, Event::Adopted { drawn }).unwrap();
+    // A smaller number is used up there than the copy has: the same copy goes on.
+    let step = adopted(Sequence::new(copy.number() - 1));
+    assert_eq!(step.next, resyncing);
+    let purpose = CopyPurpose::Compare;
+    assert_eq!(step.effects, [Effect::Copy { copy, purpose }]);
+    let step = adopted(copy);
+    assert!(copying(&step.next).copy > copy);
+}
