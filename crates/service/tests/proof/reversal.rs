@@ -4,6 +4,7 @@ use lifeboat_model::contract::{ReplicationState, ReturnCode};
 use lifeboat_model::settings::SettingsChange;
 use lifeboat_service::api::{Urgency, VmOperation};
 
+use crate::gate::Death;
 use crate::world::{At, World};
 
 /// Alpha is dead, and the VM runs on beta with what was replicated last.
@@ -58,6 +59,49 @@ fn an_old_primary_that_returns_is_fenced_and_told_why() {
     // And still after another restart.
     world.alpha.restart();
     expect_fenced(&mut world);
+}
+
+#[test]
+fn a_primary_that_is_fenced_or_parted_does_not_ask_without_end() {
+    let mut world = World::replicated(27);
+    lose_alpha(&mut world);
+    world.revive();
+    expect_fenced(&mut world);
+    // Once at the start, and then every half minute.
+    assert!(world.calls_during(2000) < 20);
+
+    let mut world = World::replicated(28);
+    world.stop(At::Alpha);
+    world.prepare(At::Alpha);
+    let beta = world.beta.address.clone();
+    world.network.disconnect(&beta);
+    let how = Urgency::Forced;
+    world
+        .ask(At::Alpha, VmOperation::CancelPlannedFailover { how })
+        .unwrap();
+    let fail_over = VmOperation::InitiateFailover { point: None, how };
+    world.reach("failed over", At::Beta, &fail_over, |world| {
+        world.beta.state(world.vm).1 == ReplicationState::Recovered
+    });
+    world.network.connect(&beta);
+    world.wait("alpha knows", |world| {
+        world.story().contains("from the same moment")
+    });
+    assert!(world.calls_during(2000) < 20);
+}
+
+#[test]
+fn a_primary_whose_replica_refuses_changes_does_not_send_them_without_end() {
+    let mut world = World::replicated(29);
+    // What is left of the replica is no replica any more.
+    world.beta.gate.die_at(Death::After(0));
+    let _ = world.ask(At::Beta, VmOperation::RemoveReplication);
+    world.revive();
+    world.write(3);
+    world.wait("the refusal is told", |world| {
+        world.story().contains("no replica")
+    });
+    assert!(world.calls_during(2000) < 20);
 }
 
 #[test]

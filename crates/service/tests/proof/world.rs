@@ -202,6 +202,17 @@ impl World {
         panic!("waited in vain: {what}\n{}", self.story());
     }
 
+    /// How often the hosts call each other while their VMs are looked at so often.
+    pub fn calls_during(&self, looks: u32) -> u64 {
+        let before = self.hosts.calls.load(Ordering::SeqCst);
+        for _ in 0..looks {
+            for at in [At::Alpha, At::Beta] {
+                self.site(at).view(self.vm);
+            }
+        }
+        self.hosts.calls.load(Ordering::SeqCst) - before
+    }
+
     /// Hosts that died live again.
     pub fn revive(&mut self) {
         for at in [At::Alpha, At::Beta] {
