@@ -173,6 +173,11 @@ fn a_primary_that_dies_while_it_is_removed_keeps_its_vm() {
 }
 
 #[test]
+fn a_replica_that_dies_while_it_is_removed_keeps_the_vm() {
+    deaths(70, At::Beta).each(protect, |world| remove_both(world, At::Beta));
+}
+
+#[test]
 fn a_primary_that_dies_during_its_pause_loses_nothing() {
     deaths(71, At::Alpha).each(ready_to_replicate, |world| pause(world, At::Alpha));
 }
