@@ -138,6 +138,11 @@ fn a_primary_that_dies_during_a_planned_failover_brings_it_to_its_end() {
 }
 
 #[test]
+fn a_replica_that_dies_during_a_planned_failover_brings_it_to_its_end() {
+    deaths(62, At::Beta).each(ready_to_prepare, prepare);
+}
+
+#[test]
 fn a_primary_that_dies_while_it_cancels_a_planned_failover_goes_on() {
     deaths(63, At::Alpha).each(prepared, cancel);
 }
