@@ -21,6 +21,7 @@ impl Service {
             std::fs::create_dir_all(&path).map_err(|source| StartError::Folder { path, source })?;
         }
         self.load_vms()?;
+        self.remove_unknown_tests();
         let newest = self.inner.ledger.newest_event();
         self.inner
             .news
@@ -91,6 +92,26 @@ impl Service {
             )));
         }
         Ok(())
+    }
+
+    /// Removes what is left of tests that were never finished making: nobody could end them.
+    fn remove_unknown_tests(&self) {
+        // A test's folder has the id of its VM.
+        let known: Vec<String> = self.all_vms().iter().map(|vm| vm.id.to_string()).collect();
+        let folder = self.inner.config.state.join("tests");
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::warn!("look into {}: {error}", folder.display());
+                return;
+            }
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if !known.iter().any(|id| name == id.as_str()) {
+                self.remove_test_files(&entry.path());
+            }
+        }
     }
 
     /// Opens a VM's disks or its store. What cannot be opened is told, and shown with the VM.

@@ -89,6 +89,8 @@ fn end_test(world: &mut World) {
     world.reach("the test is ended", At::Beta, &end, |world| {
         world.beta.view(world.vm).test_replica.is_none()
     });
+    let left = std::fs::read_dir(world.beta.root().join("state/tests")).unwrap();
+    assert_eq!(left.count(), 0, "files of a test are left");
     world.write_surely(At::Alpha, 3);
     cycle(world);
 }
