@@ -1,5 +1,6 @@
 //! Hosts that were booted: what was changed there is not known any more, and is compared.
 
+use lifeboat_model::contract::ReplicationState;
 use lifeboat_service::api::VmOperation;
 
 use crate::gate::Death;
@@ -97,6 +98,42 @@ fn a_reversal_compares_after_both_hosts_were_booted() {
     let mut world = committed(85, &Alpha::Booted);
     world.beta.reboot();
     reverse(&mut world, By::Digests);
+}
+
+#[test]
+fn a_commit_during_which_the_host_was_booted_is_brought_to_its_end_and_reversed() {
+    // Whichever call of the commit is the last: what comes after it is idle.
+    for call in [0, 5, 15, 40, 80] {
+        let mut world = World::replicated(86);
+        lose_alpha(&mut world);
+        world.write_at(At::Beta, 5);
+        world.stop(At::Beta);
+        world.beta.gate.die_at(Death::After(call));
+        // It may die of it.
+        let _ = world.ask(At::Beta, VmOperation::CommitFailover);
+        world.wait_for("it died or committed", |world| {
+            world.beta.gate.is_killed()
+                || world.beta.state(world.vm).1 == ReplicationState::Committed
+        });
+        world.beta.gate.live_on();
+        world.beta.reboot();
+        world.revive();
+        commit(&mut world);
+        // At once: nothing of the commit may be left to be done.
+        world.start(At::Beta);
+        let shadow = world.shadow.clone();
+        world.expect(At::Beta, &shadow);
+        let told = world.beta.told();
+        assert!(
+            !told.iter().any(|told| told.contains("commit the failover")),
+            "{told:#?}"
+        );
+        expect_fenced(&mut world);
+        world.write_at(At::Beta, 5);
+        world.reverse(At::Beta);
+        world.replicate(At::Beta);
+        world.expect_replica(At::Alpha);
+    }
 }
 
 #[test]
