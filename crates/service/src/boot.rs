@@ -21,6 +21,7 @@ impl Service {
             std::fs::create_dir_all(&path).map_err(|source| StartError::Folder { path, source })?;
         }
         self.load_vms()?;
+        self.remove_unknown_tests();
         let newest = self.inner.ledger.newest_event();
         self.inner
             .news
@@ -91,6 +92,26 @@ impl Service {
             )));
         }
         Ok(())
+    }
+
+    /// Removes what is left of tests that were never finished making: nobody could end them.
+    fn remove_unknown_tests(&self) {
+        // A test's folder has the id of its VM.
+        let known: Vec<String> = self.all_vms().iter().map(|vm| vm.id.to_string()).collect();
+        let folder = self.inner.config.state.join("tests");
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::warn!("look into {}: {error}", folder.display());
+                return;
+            }
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if !known.iter().any(|id| name == id.as_str()) {
+                self.remove_test_files(&entry.path());
+            }
+        }
     }
 
     /// Opens a VM's disks or its store. What cannot be opened is told, and shown with the VM.
@@ -204,25 +225,26 @@ impl Service {
 
     /// Goes on with what the record says was under way.
     fn go_on(&self, vm: &VmArc) {
-        let (interrupted, effects, is_replica) = {
-            let core = vm.core();
-            let Some(relation) = core.relation() else {
-                return;
-            };
-            let record = relation.record();
-            match &record.role {
-                Role::Primary(primary) => (primary.interrupted(), record.resume(), false),
-                Role::Replica(_) => (None, record.resume(), true),
+        let role = vm
+            .core()
+            .relation()
+            .map(|relation| relation.record().role.clone());
+        match role {
+            None => return,
+            Some(Role::Primary(primary)) => {
+                let effects = resumed(vm);
+                if let Some(event) = primary.interrupted() {
+                    self.tell(vm, event);
+                }
+                self.work_on(vm, effects);
             }
-        };
-        if let Some(event) = interrupted {
-            self.tell(vm, event);
+            Some(Role::Replica(_)) => {
+                // What the store has done already is not done again.
+                self.follow_store(vm);
+                self.work_on(vm, [Task::Apply]);
+                self.work_on(vm, resumed(vm));
+            }
         }
-        if is_replica {
-            self.follow_store(vm);
-            self.work_on(vm, [Task::Apply]);
-        }
-        self.work_on(vm, effects.into_iter().map(Task::Effect));
         self.set_alarm(vm);
     }
 
@@ -384,4 +406,12 @@ impl Service {
         let message = format!("{}: the VM is not started: {why}", vm.name());
         self.report(Some(vm.id), Severity::Warning, "vm_held", &message);
     }
+}
+
+/// What the record says was under way.
+fn resumed(vm: &Vm) -> Vec<Task> {
+    let core = vm.core();
+    let effects = core.relation().map(|relation| relation.record().resume());
+    let effects = effects.unwrap_or_default().into_iter();
+    effects.map(Task::Effect).collect()
 }

@@ -134,8 +134,22 @@ impl Service {
     }
 
     pub(crate) fn commit_store(&self, vm: &VmArc) {
+        if !is_committing(vm) {
+            // It is over since this was asked for, and the VM may run.
+            return;
+        }
         vm.meter.begin("committing the failover", 0);
-        let outcome = self.run_commit(vm);
+        let mut outcome = self.run_commit(vm);
+        let is_begun = vm
+            .store()
+            .as_ref()
+            .is_some_and(|replica| replica.store.started_failover().is_none());
+        if let (Err(trouble), true) = (&outcome, is_begun) {
+            // Past the point of no return: opening the store completes it. What fails again is
+            // tried again when it is due.
+            tracing::warn!(vm = %vm.id, "commit the failover: {}", with_causes(trouble));
+            outcome = self.open_again(vm).and_then(|()| self.run_commit(vm));
+        }
         vm.meter.end();
         match outcome {
             Ok(()) => {
@@ -145,14 +159,7 @@ impl Service {
             }
             Err(trouble) => {
                 self.note_failover_trouble(vm, "commit the failover", &trouble);
-                let is_begun = vm
-                    .store()
-                    .as_ref()
-                    .is_some_and(|replica| replica.store.started_failover().is_none());
-                if is_begun {
-                    // Past the point of no return: opening the store completes it.
-                    self.complete_commit(vm);
-                } else {
+                if !is_begun {
                     self.tell(vm, Event::CommitFailed);
                 }
             }
@@ -171,7 +178,10 @@ impl Service {
         if is_committed {
             // Committed before a restart: the VM may have written since, and what it wrote may
             // be unknown. Tracking that begins now would claim to know.
-            return self.define_committed_disks(vm);
+            return match running {
+                true => Ok(()),
+                false => self.define_committed_disks(vm),
+            };
         }
         if running {
             self.commit_running(vm)?;
@@ -270,22 +280,14 @@ impl Service {
         Ok(())
     }
 
-    /// Brings a commit to its end that failed past its point of no return.
-    fn complete_commit(&self, vm: &VmArc) {
+    fn open_again(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
         let folder = vm
             .core()
             .relation()
-            .and_then(|relation| relation.storage.clone());
-        let Some(folder) = folder else { return };
+            .and_then(|relation| relation.storage.clone())
+            .ok_or(FailoverTrouble::NoStore)?;
         *vm.store() = None;
-        match self.open_store(vm, &folder) {
-            Ok(()) => self.commit_store(vm),
-            Err(error) => self.note_trouble(
-                vm,
-                store_code(&error),
-                format!("complete the commit: {}", with_causes(&error)),
-            ),
-        }
+        Ok(self.open_store(vm, &folder)?)
     }
 
     fn empty_trash(&self, vm: &Vm) {
@@ -340,6 +342,16 @@ impl Service {
         if let Err(error) = said {
             tracing::info!(vm = %vm.id, "tell the other host: {}", with_causes(&error));
         }
+    }
+}
+
+fn is_committing(vm: &Vm) -> bool {
+    use lifeboat_model::relationship::{ReplicaPhase, Role};
+    let core = vm.core();
+    let role = core.relation().map(|relation| &relation.record().role);
+    match role {
+        Some(Role::Replica(replica)) => matches!(replica.phase, ReplicaPhase::Committing { .. }),
+        Some(Role::Primary(_)) | None => false,
     }
 }
 

@@ -449,13 +449,15 @@ impl Host for Service {
                 "more changes wait to be applied than the settings allow; they are taken again when some are applied",
             ));
         }
+        if place.planned {
+            // Saved first: once the delta is durable it may be applied at any time. A number that
+            // never comes is never another moment's.
+            self.label(&vm, |saved| saved.planned_moment = Some(place.sequence))?;
+        }
         let received = self.receive_delta(&vm, body)?;
         let now = self.now();
         let bytes = received.bytes;
         let receipt = received.receipt;
-        if place.planned && receipt.sequence == place.sequence {
-            self.label(&vm, |saved| saved.planned_moment = Some(receipt.sequence))?;
-        }
         self.label(&vm, |saved| {
             saved.last.replicated_at = Some(now);
             saved.last.planned = place.planned;

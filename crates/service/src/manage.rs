@@ -569,11 +569,14 @@ impl Service {
                 drop(held);
                 return self.forget_empty_replica(vm);
             }
-            replica.store.flatten().map_err(|error| Rejection {
-                code: crate::replica::store_code(&error),
-                what: format!("keep the VM without its points: {}", with_causes(&error)),
-                remedy: String::new(),
-            })?;
+            // A removal that was interrupted may have got so far already.
+            if replica.store.role() != lifeboat_store::Role::Committed {
+                replica.store.flatten().map_err(|error| Rejection {
+                    code: crate::replica::store_code(&error),
+                    what: format!("keep the VM without its points: {}", with_causes(&error)),
+                    remedy: String::new(),
+                })?;
+            }
         }
         self.define_committed_disks(vm)
             .and_then(|()| Ok(self.inner.hypervisor.stop_tracking(vm.id)?))

@@ -102,6 +102,9 @@ impl Service {
             match self.apply_one(vm) {
                 Ok(true) => {}
                 Ok(false) => {
+                    if let Err(error) = self.make_planned_point(vm) {
+                        tracing::warn!(vm = %vm.id, "make the point of a planned failover: {}", with_causes(&error));
+                    }
                     if let ReplicaPhase::Critical(_) = phase {
                         self.tell(vm, Event::ApplyMended);
                     }
@@ -153,6 +156,32 @@ impl Service {
             self.note_applied(vm, &applied, now);
         }
         Ok(true)
+    }
+
+    /// Makes the point of a planned failover, if a daemon died after its last moment was applied
+    /// and before the point was made: no other moment follows that would make one.
+    fn make_planned_point(&self, vm: &Vm) -> Result<(), StoreError> {
+        let Some(relation) = vm.core().relation.clone() else {
+            return Ok(());
+        };
+        let mut held = vm.store();
+        let Some(replica) = held.as_mut() else {
+            return Ok(());
+        };
+        let applied = replica.store.applied();
+        let is_missing = relation.saved.planned_moment == Some(applied)
+            && matches!(replica.store.heads(), Heads::Consistent(_))
+            && replica
+                .store
+                .points()
+                .iter()
+                .all(|point| point.sequence != applied);
+        if is_missing {
+            let kind = PointKind::PlannedFailover;
+            self.keep_points(vm, replica, &relation, kind, self.now())?;
+            self.note_store(vm, replica);
+        }
+        Ok(())
     }
 
     fn kind_of(

@@ -295,6 +295,13 @@ impl Service {
             .remove_point(point)
             .map_err(|error| store_rejection("remove a recovery point", &error))?;
         self.note_store(vm, replica);
+        drop(held);
+        // It is not made again.
+        let forget = |saved: &mut crate::relation::Saved| {
+            saved.planned_moment = saved.planned_moment.filter(|moment| *moment != point);
+        };
+        self.label(vm, forget)
+            .map_err(|refusal| failed(refusal.message))?;
         Ok(Accepted::Completed)
     }
 

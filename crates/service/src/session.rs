@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lifeboat_model::Sequence;
-use lifeboat_model::relationship::{Event, Record, ReplicaView};
+use lifeboat_model::relationship::{Event, Primary, Record, ReplicaView, Role};
 use lifeboat_peer::{
     LinkError, PlannedFailover, PlannedPhase, RefusalCode, ReplicaReport, ReplicaRole,
     SessionRequest,
@@ -25,7 +25,10 @@ impl Service {
         };
         match self.ask_for_report(&relation) {
             Ok(report) => {
-                self.note_success(vm);
+                let is_refused = std::mem::take(&mut vm.core().facts.is_refused);
+                if !is_refused {
+                    self.note_success(vm);
+                }
                 self.note_report(vm, &report);
                 // The peer may have taken over since it was asked, and this side may know.
                 let view = view_of(&report);
@@ -33,7 +36,11 @@ impl Service {
                 if let Err(error) = self.step_by(vm, standing, |_| {}) {
                     self.report_unsaved(vm, &error);
                 }
-                vm.core().facts.wanted = true;
+                let mut core = vm.core();
+                // What was held up goes on at once, unless it was refused. A side that is fenced has
+                // nothing to send, and asks again when it is its turn.
+                let goes_on = core.relation().is_some_and(has_something_to_send);
+                core.facts.wanted |= goes_on && !is_refused;
             }
             Err(error) => self.note_link_error(vm, "ask the replica what it holds", &error),
         }
@@ -127,6 +134,27 @@ impl Service {
                 sequence,
                 phase,
             })
+    }
+}
+
+/// Whether a cycle or a copy follows a session that went well.
+fn has_something_to_send(relation: &Relation) -> bool {
+    match &relation.record().role {
+        Role::Primary(primary) => match primary {
+            Primary::Replicating { .. }
+            | Primary::Preparing { .. }
+            | Primary::Copying(_)
+            | Primary::Resyncing(_) => true,
+            Primary::Ready { .. }
+            | Primary::Prepared { .. }
+            | Primary::AskingToGoOn { .. }
+            | Primary::Suspended { .. }
+            | Primary::Critical { .. }
+            | Primary::ResyncRequired { .. }
+            | Primary::ResyncSuspended(_)
+            | Primary::Fenced { .. } => false,
+        },
+        Role::Replica(_) => false,
     }
 }
 

@@ -69,10 +69,15 @@ impl Service {
                 cycle: Cycle::Idle | Cycle::Sending { .. },
                 ..
             } if facts.wanted && facts.failures == 0 => Some(now),
-            Primary::Replicating { .. }
-            | Primary::Preparing { .. }
-            | Primary::AskingToGoOn { .. }
-            | Primary::Critical { .. } => Some(if facts.wanted { now } else { retry() }),
+            Primary::Replicating { .. } | Primary::Preparing { .. } => {
+                Some(if facts.wanted { now } else { retry() })
+            }
+            // The peer may answer and the trouble last: nothing has failed then.
+            Primary::AskingToGoOn { .. } | Primary::Critical { .. } => Some(if facts.wanted {
+                now
+            } else {
+                now + probe_interval(relation.settings.replication_interval())
+            }),
             Primary::Copying(copying) | Primary::Resyncing(copying) => match copying.work {
                 Work::Closing(Cycle::Idle) if facts.failures == 0 => Some(now),
                 Work::Chunks | Work::Closing(_) => {
@@ -151,15 +156,6 @@ impl Service {
                     }
                     None => self.set_alarm(vm),
                 }
-            }
-            Role::Primary(Primary::Fenced { .. }) => {
-                self.work_on(
-                    vm,
-                    [crate::vm::Task::Effect(
-                        lifeboat_model::relationship::Effect::OpenSession,
-                    )],
-                );
-                self.set_alarm(vm);
             }
             Role::Replica(replica) if matches!(replica.phase, ReplicaPhase::Critical(_)) => {
                 self.apply_soon(vm);

@@ -84,6 +84,9 @@ pub(crate) struct Facts {
     pub(crate) peer_refusal: Option<String>,
     /// Somebody wants a cycle now.
     pub(crate) wanted: bool,
+    /// The peer has refused what its own report may explain: a session that goes well does not
+    /// show that it would take it now.
+    pub(crate) is_refused: bool,
     /// The store failed and could not be opened again: it is tried when it is needed.
     pub(crate) store_failed: bool,
 }

@@ -81,6 +81,7 @@ impl Service {
                     }
                     // The session tells how the two sides stand.
                     RefusalCode::OtherLineage | RefusalCode::InvalidState => {
+                        vm.core().facts.is_refused = true;
                         self.work_on(vm, [Task::Effect(Effect::OpenSession)]);
                     }
                     RefusalCode::Invalid | RefusalCode::Failed | RefusalCode::Version => {

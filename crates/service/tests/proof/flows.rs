@@ -127,10 +127,7 @@ fn a_comparison_sends_what_differs_and_keeps_the_points() {
     world.alpha.reboot();
     world.start(At::Alpha);
     let (copied, _) = world.traffic();
-    let again = VmOperation::Resynchronize { at: None };
-    world.reach("compared", At::Alpha, &again, |world| {
-        world.is_replicating() && world.alpha.unsent(world.vm) == 0
-    });
+    world.compare_after_a_boot();
     world.replicate(At::Alpha);
     world.expect_replica(At::Beta);
     let kept = world.beta.points(world.vm);

@@ -34,7 +34,10 @@ pub struct Gate {
     buried: OnceLock<()>,
     calls: AtomicU64,
     full: AtomicBool,
+    /// Held while the host dies: whoever lifts its death knows afterwards whether it has died.
     death: Mutex<Option<Death>>,
+    /// Calls are not counted, and nobody dies at one.
+    spared: AtomicBool,
     passing: RwLock<()>,
 }
 
@@ -54,6 +57,7 @@ impl Gate {
             calls: AtomicU64::new(0),
             full: AtomicBool::new(false),
             death: Mutex::new(None),
+            spared: AtomicBool::new(false),
             passing: RwLock::new(()),
         })
     }
@@ -75,11 +79,39 @@ impl Gate {
             Death::After(call) => Death::After(now + call),
         };
         *self.planned() = Some(planned);
+        self.expose();
     }
 
-    /// No death is planned any more.
+    /// No death is planned any more, and calls do not count.
     pub fn live_on(&self) {
         *self.planned() = None;
+        self.spare();
+    }
+
+    /// Until [`expose`](Self::expose) nobody dies, and calls do not count.
+    pub fn spare(&self) {
+        let _planned = self.planned();
+        self.spared.store(true, Ordering::SeqCst);
+    }
+
+    /// Calls count again, and may be the last.
+    pub fn expose(&self) {
+        self.spared.store(false, Ordering::SeqCst);
+    }
+
+    /// The number of a call that begins.
+    fn number(&self) -> u64 {
+        if self.spared.load(Ordering::SeqCst) {
+            return u64::MAX;
+        }
+        self.calls.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn die_if_planned(&self, death: Death) {
+        let planned = self.planned();
+        if *planned == Some(death) && !self.spared.load(Ordering::SeqCst) {
+            self.kill();
+        }
     }
 
     /// From now on there is no space left.
@@ -129,11 +161,8 @@ impl Gate {
     /// A call that changes something.
     fn pass<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.end_if_killed()?;
-        let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        if *self.planned() == Some(Death::Before(number)) {
-            self.kill();
-            self.end_if_killed()?;
-        }
+        let number = self.number();
+        self.die_if_planned(Death::Before(number));
         let outcome = {
             let _passing = self.passing.read().unwrap_or_else(PoisonError::into_inner);
             self.end_if_killed()?;
@@ -146,18 +175,14 @@ impl Gate {
     /// A call to a peer, during which this host's other threads go on.
     pub fn announce(&self) -> io::Result<u64> {
         self.end_if_killed()?;
-        let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        if *self.planned() == Some(Death::Before(number)) {
-            self.kill();
-        }
+        let number = self.number();
+        self.die_if_planned(Death::Before(number));
         self.end_if_killed()?;
         Ok(number)
     }
 
     pub fn after(&self, number: u64) -> io::Result<()> {
-        if *self.planned() == Some(Death::After(number)) {
-            self.kill();
-        }
+        self.die_if_planned(Death::After(number));
         self.end_if_killed()
     }
 

@@ -10,8 +10,9 @@ use lifeboat_peer::{
 };
 use lifeboat_service::api::{Operations, VmOperation};
 
+use crate::links::{SentDelta, lock};
 use crate::site::admin;
-use crate::world::{At, World, entry};
+use crate::world::{At, Replica, World, entry};
 
 fn mallory() -> PeerName {
     PeerName::new("mallory.test".to_owned())
@@ -19,6 +20,10 @@ fn mallory() -> PeerName {
 
 fn alpha() -> PeerName {
     PeerName::new("alpha.test".to_owned())
+}
+
+fn beta() -> PeerName {
+    PeerName::new("beta.test".to_owned())
 }
 
 /// A body that nobody may read.
@@ -382,6 +387,153 @@ fn a_disk_that_is_full_on_either_side_costs_time_and_nothing_else() {
         world.site(at).gate.free_disk();
         world.replicate(At::Alpha);
         world.expect_replica(At::Beta);
+    }
+    assert_eq!(world.traffic().0, copied, "whole disks travelled again");
+}
+
+/// What was heard of a delta is said again, as it was and as if it were of another lineage.
+fn replay(world: &World, to: At, caller: &PeerName, old: &SentDelta) -> Vec<Refusal> {
+    let site = world.site(to);
+    let now = site.relation(world.vm);
+    let place = |lineage, sequence| DeltaPlace {
+        lineage,
+        sequence,
+        ..old.place.clone()
+    };
+    let next = now.last_sequence.and_then(Sequence::next);
+    let places = [
+        old.place.clone(),
+        place(now.lineage.id, old.place.sequence),
+        place(now.lineage.id, next.unwrap_or(old.place.sequence)),
+    ];
+    let said = places.map(|place| {
+        let said = site
+            .service
+            .put_delta(caller, place, &mut old.body.as_slice());
+        said.expect_err("a delta of another history was taken")
+    });
+    said.into_iter().collect()
+}
+
+#[test]
+fn a_delta_and_a_receipt_of_a_history_that_was_left_change_nothing() {
+    let mut world = World::replicated(58);
+    world.write(3);
+    world.replicate(At::Alpha);
+    let old = lock(&world.hosts.deltas).last().cloned().unwrap();
+    crate::reversal::lose_alpha(&mut world);
+    crate::reversal::commit(&mut world);
+    world.write_at(At::Beta, 3);
+    for refused in replay(&world, At::Beta, &alpha(), &old) {
+        assert_eq!(refused.code, RefusalCode::OtherLineage, "{refused}");
+    }
+    world.revive();
+    world.reverse(At::Beta);
+    world.write_at(At::Beta, 3);
+    world.replicate(At::Beta);
+    assert_eq!(world.alpha.state(world.vm).0, Replica);
+    let before = (
+        world.alpha.points(world.vm).len(),
+        world.alpha.relation(world.vm).last_sequence,
+    );
+    for caller in [alpha(), beta(), mallory()] {
+        for at in [At::Alpha, At::Beta] {
+            for refused in replay(&world, at, &caller, &old) {
+                let code = refused.code;
+                let is_expected =
+                    matches!(code, RefusalCode::OtherLineage | RefusalCode::NotAuthorized);
+                assert!(is_expected, "{refused}");
+            }
+        }
+    }
+    // The old primary's word of what it was given a receipt for leads nobody back.
+    let session = SessionRequest {
+        relationship: old.place.relationship,
+        lineage: Lineage {
+            counter: 1,
+            id: old.place.lineage,
+            forked_from: None,
+        },
+        ancestors: Vec::new(),
+        last_receipt: Some(old.receipt),
+        wall_clock: lifeboat_model::Timestamp::from_micros(0),
+    };
+    for at in [At::Alpha, At::Beta] {
+        let caller = [beta(), alpha()][usize::from(at == At::Beta)].clone();
+        let report = world
+            .site(at)
+            .service
+            .begin_session(&caller, session.clone());
+        assert!(report.unwrap().lineage.id != old.place.lineage);
+    }
+    let after = (
+        world.alpha.points(world.vm).len(),
+        world.alpha.relation(world.vm).last_sequence,
+    );
+    assert_eq!(after, before);
+    world.write_at(At::Beta, 3);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+}
+
+#[test]
+fn a_delta_that_is_sent_again_after_a_revert_gets_its_receipt_and_changes_nothing() {
+    let mut world = World::replicated(59);
+    world.write(3);
+    world.replicate(At::Alpha);
+    let older = lock(&world.hosts.deltas).first().cloned().unwrap();
+    let newest = lock(&world.hosts.deltas).last().cloned().unwrap();
+    world.stop(At::Alpha);
+    crate::crashes::fail_over(&mut world);
+    let revert = VmOperation::RevertFailover;
+    world.reach("reverted", At::Beta, &revert, World::is_replicating);
+    let host = world.beta.service.clone();
+    let again = |delta: &SentDelta| {
+        host.put_delta(&alpha(), delta.place.clone(), &mut delta.body.as_slice())
+    };
+    assert_eq!(again(&newest).unwrap(), newest.receipt);
+    assert_eq!(again(&older).unwrap(), older.receipt);
+    world.start(At::Alpha);
+    world.write(3);
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+}
+
+#[test]
+fn a_replica_whose_disk_is_full_says_so_and_keeps_its_points() {
+    let mut world = World::replicated(60);
+    world.ask(At::Beta, VmOperation::MakePoint).unwrap();
+    let older = world.shadow.clone();
+    let point = world
+        .beta
+        .points(world.vm)
+        .iter()
+        .map(|point| point.sequence)
+        .max();
+    let (copied, _) = world.traffic();
+    let points = world.beta.points(world.vm);
+    world.beta.gate.fill_disk();
+    // A primary that does not stop writing.
+    for _ in 0..3 {
+        world.write(20);
+        world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+        world.wait("the primary is told", |world| {
+            let health = world
+                .alpha
+                .service
+                .health(&admin(), &lifeboat_service::api::VmRef::Id(world.vm));
+            let reasons = format!("{:?}", health.unwrap().reasons);
+            reasons.contains("space")
+        });
+    }
+    assert_eq!(world.beta.points(world.vm).len(), points.len());
+    world.beta.gate.free_disk();
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+    world.expect_point(point.unwrap(), &older);
+    let kept = world.beta.points(world.vm);
+    for point in points {
+        assert!(kept.iter().any(|kept| kept.sequence == point.sequence));
     }
     assert_eq!(world.traffic().0, copied, "whole disks travelled again");
 }

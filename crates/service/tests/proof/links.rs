@@ -1,10 +1,10 @@
 //! Peers as hosts that may die reach them, and what travels between them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lifeboat_model::{Receipt, RelationshipId};
 use lifeboat_peer::testing::MemoryLinks;
@@ -21,6 +21,10 @@ use crate::gate::Gate;
 pub struct Hosts {
     gates: Mutex<HashMap<PeerAddress, Arc<Gate>>>,
     pub calls: AtomicU64,
+    /// Which calls of the protocol were made.
+    pub asked: Mutex<BTreeSet<&'static str>>,
+    /// Every delta, as it was sent, with the receipt for it.
+    pub deltas: Mutex<Vec<SentDelta>>,
     /// Bytes of pieces of copies.
     pub copied: AtomicU64,
     /// Bytes of deltas.
@@ -29,14 +33,24 @@ pub struct Hosts {
 
 impl Hosts {
     pub fn lives(&self, address: &PeerAddress, gate: &Arc<Gate>) {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.insert(address.clone(), Arc::clone(gate));
+        lock(&self.gates).insert(address.clone(), Arc::clone(gate));
     }
 
     fn gate(&self, address: &PeerAddress) -> Option<Arc<Gate>> {
-        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.get(address).cloned()
+        lock(&self.gates).get(address).cloned()
     }
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A delta as whoever listens has it.
+#[derive(Debug, Clone)]
+pub struct SentDelta {
+    pub place: DeltaPlace,
+    pub body: Vec<u8>,
+    pub receipt: Receipt,
 }
 
 #[derive(Debug)]
@@ -74,9 +88,14 @@ impl GatedLink {
     }
 
     /// A call: whoever dies during it, nobody gets an answer.
-    fn call<T>(&self, ask: impl FnOnce() -> Result<T, LinkError>) -> Result<T, LinkError> {
+    fn call<T>(
+        &self,
+        name: &'static str,
+        ask: impl FnOnce() -> Result<T, LinkError>,
+    ) -> Result<T, LinkError> {
         let number = self.own.announce().map_err(|_| self.interrupted())?;
         self.hosts.calls.fetch_add(1, Ordering::SeqCst);
+        lock(&self.hosts.asked).insert(name);
         let callee = self.hosts.gate(&self.address);
         let is_dead = || callee.as_ref().is_some_and(|gate| gate.is_killed());
         let outcome = match catch_unwind(AssertUnwindSafe(ask)) {
@@ -92,44 +111,56 @@ impl GatedLink {
     }
 }
 
-/// A body whose bytes are counted.
+/// A body whose bytes are counted and kept.
 struct Counted<'a> {
     body: &'a mut (dyn Read + Send),
     count: &'a AtomicU64,
+    kept: Vec<u8>,
+}
+
+impl<'a> Counted<'a> {
+    fn new(body: &'a mut (dyn Read + Send), count: &'a AtomicU64) -> Self {
+        Self {
+            body,
+            count,
+            kept: Vec::new(),
+        }
+    }
 }
 
 impl Read for Counted<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.body.read(into)?;
         self.count.fetch_add(read as u64, Ordering::SeqCst);
+        self.kept.extend_from_slice(&into[..read]);
         Ok(read)
     }
 }
 
 impl Link for GatedLink {
     fn introduce(&self) -> Result<Introduction, LinkError> {
-        self.call(|| self.inner.introduce())
+        self.call("introduce", || self.inner.introduce())
     }
 
     fn make_replica(&self, message: NewReplica) -> Result<(), LinkError> {
-        self.call(|| self.inner.make_replica(message))
+        self.call("make_replica", || self.inner.make_replica(message))
     }
 
     fn begin_session(&self, message: SessionRequest) -> Result<ReplicaReport, LinkError> {
-        self.call(|| self.inner.begin_session(message))
+        self.call("begin_session", || self.inner.begin_session(message))
     }
 
     fn begin_copy(&self, message: BeginCopy) -> Result<CopyProgress, LinkError> {
-        self.call(|| self.inner.begin_copy(message))
+        self.call("begin_copy", || self.inner.begin_copy(message))
     }
 
     fn digests(&self, message: DigestQuery) -> Result<Vec<u8>, LinkError> {
-        self.call(|| self.inner.digests(message))
+        self.call("digests", || self.inner.digests(message))
     }
 
     fn put_chunk(&self, place: ChunkPlace, body: &mut (dyn Read + Send)) -> Result<(), LinkError> {
-        let count = &self.hosts.copied;
-        self.call(|| self.inner.put_chunk(place, &mut Counted { body, count }))
+        let mut body = Counted::new(body, &self.hosts.copied);
+        self.call("put_chunk", || self.inner.put_chunk(place, &mut body))
     }
 
     fn put_delta(
@@ -137,32 +168,41 @@ impl Link for GatedLink {
         place: DeltaPlace,
         body: &mut (dyn Read + Send),
     ) -> Result<Receipt, LinkError> {
-        let count = &self.hosts.sent;
-        self.call(|| self.inner.put_delta(place, &mut Counted { body, count }))
+        let mut body = Counted::new(body, &self.hosts.sent);
+        let receipt = self.call("put_delta", || {
+            self.inner.put_delta(place.clone(), &mut body)
+        })?;
+        let body = body.kept;
+        lock(&self.hosts.deltas).push(SentDelta {
+            place,
+            body,
+            receipt,
+        });
+        Ok(receipt)
     }
 
     fn planned_failover(&self, message: PlannedFailover) -> Result<(), LinkError> {
-        self.call(|| self.inner.planned_failover(message))
+        self.call("planned_failover", || self.inner.planned_failover(message))
     }
 
     fn guest_status(&self, relationship: RelationshipId) -> Result<GuestStatus, LinkError> {
-        self.call(|| self.inner.guest_status(relationship))
+        self.call("guest_status", || self.inner.guest_status(relationship))
     }
 
     fn take_over(&self, message: TakeOver) -> Result<(), LinkError> {
-        self.call(|| self.inner.take_over(message))
+        self.call("take_over", || self.inner.take_over(message))
     }
 
     fn adopt(&self, message: Adoption) -> Result<Adopted, LinkError> {
-        self.call(|| self.inner.adopt(message))
+        self.call("adopt", || self.inner.adopt(message))
     }
 
     fn change_settings(&self, message: ChangeSettings) -> Result<(), LinkError> {
-        self.call(|| self.inner.change_settings(message))
+        self.call("change_settings", || self.inner.change_settings(message))
     }
 
     fn remove(&self, message: Removal) -> Result<(), LinkError> {
-        self.call(|| self.inner.remove(message))
+        self.call("remove", || self.inner.remove(message))
     }
 
     fn cancelled_by(&self, cancel: Cancel) -> Arc<dyn Link> {

@@ -3,11 +3,14 @@
 //! itself, and compared byte by byte.
 
 mod crashes;
+mod deaths;
 mod faults;
 mod flows;
 mod gate;
 mod hostile;
+mod interrupted;
 mod links;
+mod lost_maps;
 mod reversal;
 mod site;
 mod survivor;

@@ -102,6 +102,11 @@ impl Site {
         &self.root
     }
 
+    /// How often the host has started again.
+    pub fn lives(&self) -> u32 {
+        self.life
+    }
+
     /// Ends the service in an orderly way and starts it again.
     pub fn restart(&mut self) {
         self.network.remove(&self.address);
@@ -199,12 +204,6 @@ impl Site {
 
     pub fn points(&self, vm: VmId) -> Vec<PointView> {
         self.service.points(&admin(), &VmRef::Id(vm)).unwrap()
-    }
-
-    /// Bytes that the VM has written and the replica lacks.
-    pub fn unsent(&self, vm: VmId) -> u64 {
-        let statistics = self.service.statistics(&admin(), &VmRef::Id(vm));
-        statistics.unwrap().pending_replication_size
     }
 
     /// Bytes received and not applied.

@@ -13,7 +13,7 @@ use lifeboat_model::contract::{
 use lifeboat_model::retention::UncheckedRetentionFloor;
 use lifeboat_model::service_settings::ServiceSettingsChange;
 use lifeboat_model::settings::SettingsChange;
-use lifeboat_model::{DiskId, DiskSize, VmId};
+use lifeboat_model::{DiskId, DiskSize, Sequence, VmId};
 use lifeboat_nbd::{Client, ClientOptions};
 use lifeboat_peer::testing::Network;
 use lifeboat_service::api::{
@@ -22,16 +22,17 @@ use lifeboat_service::api::{
 };
 use tempfile::TempDir;
 
+use crate::gate::Death;
 use crate::links::Hosts;
 use crate::site::{Site, admin};
 
 pub use ReplicationMode::{Primary, Replica};
 
 /// A goal that is not reached after so many waits of [`WAIT`] never will be.
-const WAITS: u32 = 1500;
+const WAITS: u32 = 6000;
 
 /// Between two looks, unless something happens sooner.
-const WAIT: Duration = Duration::from_millis(20);
+const WAIT: Duration = Duration::from_millis(5);
 
 /// The bytes of a VM's disks.
 pub type Bytes = BTreeMap<String, Vec<u8>>;
@@ -44,6 +45,8 @@ pub struct World {
     pub vm: VmId,
     /// What the guest wrote.
     pub shadow: Bytes,
+    /// Where the next host that starts again dies once more.
+    pub once_more: Option<Death>,
     random: Random,
     _folder: TempDir,
 }
@@ -111,6 +114,7 @@ impl World {
             hosts,
             vm,
             shadow,
+            once_more: None,
             random: Random::new(seed),
             _folder: folder,
         };
@@ -187,11 +191,36 @@ impl World {
         panic!("waited in vain: {what}\n{}", self.story());
     }
 
+    /// As [`wait`](Self::wait), and whoever dies stays dead.
+    pub fn wait_for(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        for _ in 0..WAITS {
+            if done(self) {
+                return;
+            }
+            self.rest();
+        }
+        panic!("waited in vain: {what}\n{}", self.story());
+    }
+
+    /// How often the hosts call each other while their VMs are looked at so often.
+    pub fn calls_during(&self, looks: u32) -> u64 {
+        let before = self.hosts.calls.load(Ordering::SeqCst);
+        for _ in 0..looks {
+            for at in [At::Alpha, At::Beta] {
+                self.site(at).view(self.vm);
+            }
+        }
+        self.hosts.calls.load(Ordering::SeqCst) - before
+    }
+
     /// Hosts that died live again.
     pub fn revive(&mut self) {
         for at in [At::Alpha, At::Beta] {
             if self.site(at).gate.is_killed() {
                 self.site_mut(at).revive();
+                if let Some(death) = self.once_more.take() {
+                    self.site(at).gate.die_at(death);
+                }
             }
         }
     }
@@ -313,6 +342,17 @@ impl World {
         self.write_at(At::Alpha, times);
     }
 
+    /// As [`write_at`](Self::write_at), while the host that may die does not: it is not known
+    /// which bytes of a guest's last write outlive its host.
+    pub fn write_surely(&mut self, at: At, times: u32) {
+        let once_more = self.once_more.take();
+        self.site(at).gate.spare();
+        self.start(at);
+        self.write_at(at, times);
+        self.site(at).gate.expose();
+        self.once_more = once_more;
+    }
+
     /// The guest on a host writes, and every byte is known.
     pub fn write_at(&mut self, at: At, times: u32) {
         for disk in self.site(at).view(self.vm).disks {
@@ -370,8 +410,18 @@ impl World {
         self.expect(at, bytes);
     }
 
+    /// The test failover at beta, whose VM may have to be started, reads these bytes.
+    pub fn expect_test(&mut self, bytes: &Bytes) {
+        let test = self.beta.view(self.vm).test_replica.unwrap();
+        if !self.beta.view(test).running {
+            self.beta.ask(test, VmOperation::StartVm).unwrap();
+        }
+        expect_same(&self.read(At::Beta, test), bytes);
+    }
+
     /// No death is planned any more, and nobody is dead.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
+        self.once_more = None;
         for at in [At::Alpha, At::Beta] {
             self.site(at).gate.live_on();
         }
@@ -396,10 +446,35 @@ impl World {
         bytes
     }
 
+    /// A recovery point at beta reads as the VM was then.
+    pub fn expect_point(&mut self, point: Sequence, bytes: &Bytes) {
+        let test = VmOperation::TestFailover { point: Some(point) };
+        self.ask(At::Beta, test).unwrap();
+        self.expect_test(bytes);
+        self.ask(At::Beta, VmOperation::EndTestFailover).unwrap();
+    }
+
+    /// Whether a reversal did not believe the maps.
+    pub fn says_that_disks_are_compared(&self, at: At) -> bool {
+        let told = self.site(at).told();
+        told.iter()
+            .any(|told| told.contains("the disks of both sides are compared"))
+    }
+
     /// Bytes of copies and of deltas so far.
     pub fn traffic(&self) -> (u64, u64) {
         let load = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::SeqCst);
         (load(&self.hosts.copied), load(&self.hosts.sent))
+    }
+
+    /// Alpha, which was booted, finds that it knows no changes any more, and compares.
+    pub fn compare_after_a_boot(&mut self) {
+        self.wait("the lost maps are found", |world| {
+            let state = world.alpha.state(world.vm).1;
+            state == ReplicationState::WaitingToStartResynchronization
+        });
+        let again = VmOperation::Resynchronize { at: None };
+        self.reach("compared", At::Alpha, &again, Self::is_replicating);
     }
 
     /// The roles are swapped, and everything is in step again.
@@ -408,6 +483,16 @@ impl World {
         self.reach("the roles are swapped", at, &reverse, |world| {
             world.site(at).state(world.vm).0 == Primary && world.is_replicating()
         });
+    }
+}
+
+impl Drop for World {
+    /// What the hosts still do ends with its next call.
+    fn drop(&mut self) {
+        for site in [&self.alpha, &self.beta] {
+            site.gate.kill_unkept();
+            self.network.remove(&site.address);
+        }
     }
 }
 

@@ -1,0 +1,173 @@
+//! Hosts that were booted: what was changed there is not known any more, and is compared.
+
+use lifeboat_model::contract::ReplicationState;
+use lifeboat_service::api::VmOperation;
+
+use crate::gate::Death;
+use crate::reversal::{commit, expect_fenced, lose_alpha};
+use crate::world::{At, World};
+
+/// Less than this travels where only what differs does; the disks have 1.5 MiB.
+const LITTLE: u64 = 512 << 10;
+
+/// What alpha went through when it went down with its VM running.
+enum Alpha {
+    Killed,
+    Booted,
+}
+
+/// A VM that was failed over to beta and committed there; alpha is back.
+fn committed(seed: u64, alpha: &Alpha) -> World {
+    let mut world = World::replicated(seed);
+    lose_alpha(&mut world);
+    match alpha {
+        Alpha::Killed => world.revive(),
+        Alpha::Booted => world.alpha.reboot(),
+    }
+    world.write_at(At::Beta, 5);
+    commit(&mut world);
+    world.write_at(At::Beta, 5);
+    world
+}
+
+/// How a reversal finds what differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Maps,
+    Digests,
+}
+
+/// The reversal says which way it goes, and what it leaves is right.
+fn reverse(world: &mut World, by: By) {
+    expect_fenced(world);
+    world.start(At::Beta);
+    world.write_at(At::Beta, 5);
+    let (copied, _) = world.traffic();
+    world.reverse(At::Beta);
+    let found = match world.says_that_disks_are_compared(At::Beta) {
+        true => By::Digests,
+        false => By::Maps,
+    };
+    assert_eq!(found, by, "{}", world.story());
+    world.write_at(At::Beta, 5);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+    assert!(
+        world.traffic().0 - copied < LITTLE,
+        "nearly everything travelled"
+    );
+}
+
+#[test]
+fn a_reversal_compares_after_the_survivor_was_booted_while_its_vm_ran() {
+    let mut world = committed(81, &Alpha::Killed);
+    world.beta.reboot();
+    world.wait("the VM runs again", |world| {
+        world.beta.view(world.vm).running
+    });
+    let shadow = world.shadow.clone();
+    world.expect(At::Beta, &shadow);
+    reverse(&mut world, By::Digests);
+}
+
+#[test]
+fn a_reversal_believes_the_maps_of_a_survivor_that_was_booted_while_its_vm_was_off() {
+    let mut world = committed(82, &Alpha::Killed);
+    world.stop(At::Beta);
+    world.beta.reboot();
+    reverse(&mut world, By::Maps);
+}
+
+#[test]
+fn a_reversal_compares_after_the_old_primary_was_booted() {
+    let mut world = committed(83, &Alpha::Booted);
+    reverse(&mut world, By::Digests);
+}
+
+#[test]
+fn a_reversal_believes_the_maps_of_an_old_primary_whose_daemon_was_back_before_it_was_booted() {
+    // The daemon finds what the dead one left, and puts it in order.
+    let mut world = committed(84, &Alpha::Killed);
+    expect_fenced(&mut world);
+    world.alpha.reboot();
+    reverse(&mut world, By::Maps);
+}
+
+#[test]
+fn a_reversal_compares_after_both_hosts_were_booted() {
+    let mut world = committed(85, &Alpha::Booted);
+    world.beta.reboot();
+    reverse(&mut world, By::Digests);
+}
+
+#[test]
+fn a_commit_during_which_the_host_was_booted_is_brought_to_its_end_and_reversed() {
+    // Whichever call of the commit is the last: what comes after it is idle.
+    for call in [0, 5, 15, 40, 80] {
+        let mut world = World::replicated(86);
+        lose_alpha(&mut world);
+        world.write_at(At::Beta, 5);
+        world.stop(At::Beta);
+        world.beta.gate.die_at(Death::After(call));
+        // It may die of it.
+        let _ = world.ask(At::Beta, VmOperation::CommitFailover);
+        world.wait_for("it died or committed", |world| {
+            world.beta.gate.is_killed()
+                || world.beta.state(world.vm).1 == ReplicationState::Committed
+        });
+        world.beta.gate.live_on();
+        world.beta.reboot();
+        world.revive();
+        commit(&mut world);
+        // At once: nothing of the commit may be left to be done.
+        world.start(At::Beta);
+        let shadow = world.shadow.clone();
+        world.expect(At::Beta, &shadow);
+        let told = world.beta.told();
+        assert!(
+            !told.iter().any(|told| told.contains("commit the failover")),
+            "{told:#?}"
+        );
+        expect_fenced(&mut world);
+        world.write_at(At::Beta, 5);
+        world.reverse(At::Beta);
+        world.replicate(At::Beta);
+        world.expect_replica(At::Alpha);
+    }
+}
+
+#[test]
+fn a_primary_that_is_booted_during_a_cycle_compares_and_keeps_the_points() {
+    for call in [0, 3, 6, 9, 12, 15] {
+        let mut world = World::replicated(87);
+        world.ask(At::Beta, VmOperation::MakePoint).unwrap();
+        let older = world.shadow.clone();
+        let points = world.beta.points(world.vm);
+        world.write(3);
+        let (copied, _) = world.traffic();
+        world.alpha.gate.die_at(Death::Before(call));
+        let before = world.alpha.relation(world.vm).last_sequence;
+        let _ = world.ask(At::Alpha, VmOperation::ReplicateNow);
+        world.wait_for("it died, or the cycle is over", |world| {
+            world.alpha.gate.is_killed() || world.alpha.relation(world.vm).last_sequence > before
+        });
+        world.alpha.gate.live_on();
+        world.alpha.reboot();
+        world.start(At::Alpha);
+        world.write(3);
+        world.compare_after_a_boot();
+        world.write(3);
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+        assert!(
+            world.traffic().0 - copied < LITTLE,
+            "nearly everything travelled"
+        );
+        let kept = world.beta.points(world.vm);
+        for point in &points {
+            assert!(kept.iter().any(|kept| kept.sequence == point.sequence));
+        }
+        let newest = points.iter().map(|point| point.sequence).max();
+        world.expect_point(newest.unwrap(), &older);
+    }
+}
