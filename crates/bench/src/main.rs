@@ -4,6 +4,7 @@
 //! runs the stock tool beside it in turn. Nothing here is part of the product.
 
 mod guest;
+mod hosts;
 mod machine;
 mod measure;
 mod place;
@@ -12,6 +13,7 @@ mod qemu;
 mod replica;
 mod report;
 mod rows;
+mod stock;
 mod view;
 
 use std::path::PathBuf;
@@ -41,6 +43,9 @@ struct Arguments {
     /// Folder on a file system that shares blocks
     #[arg(long)]
     shared_folder: PathBuf,
+    /// The program whose daemons are measured [default: `lifeboat` beside this program]
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// How often each side is measured
     #[arg(long, default_value_t = 7)]
     runs: usize,
@@ -116,9 +121,19 @@ fn measure(row: Row, arguments: &Arguments) -> Result<report::RowReport> {
     let setting = Setting {
         place: Place::new(&arguments.folder, "row")?,
         shared: Place::new(&arguments.shared_folder, "bench")?,
+        program: program(arguments)?,
         runs: arguments.runs,
     };
     let measured = row.measure(&setting);
     setting.place.remove().and(setting.shared.remove())?;
     measured
+}
+
+/// The program whose daemons are measured.
+fn program(arguments: &Arguments) -> Result<PathBuf> {
+    if let Some(program) = &arguments.program {
+        return Ok(program.clone());
+    }
+    let this = std::env::current_exe().context("find this program")?;
+    Ok(this.with_file_name("lifeboat"))
 }

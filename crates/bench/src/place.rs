@@ -199,6 +199,47 @@ pub fn cpu_of(process: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
+/// The unit in which Linux counts processor time.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Processor time that another process has used, with all threads that have ended; in steps of
+/// 10 ms.
+pub fn whole_cpu_of(process: u32) -> Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let ticks = parse_ticks(&text).with_context(|| format!("understand {path}"))?;
+    Ok(TICK * ticks)
+}
+
+/// Ticks in user and in kernel mode together: the 14th and the 15th field. The second is a name
+/// in parentheses, in which anything may be.
+fn parse_ticks(stat: &str) -> Option<u32> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(11);
+    let user: u32 = fields.next()?.parse().ok()?;
+    let kernel: u32 = fields.next()?.parse().ok()?;
+    Some(user + kernel)
+}
+
+/// Memory of a process that is resident, in bytes.
+pub fn memory_of(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let kib: u64 = number
+        .and_then(|number| number.parse().ok())
+        .with_context(|| format!("understand {path}"))?;
+    Ok(kib << 10)
+}
+
+/// Files and sockets that a process has open.
+pub fn open_files_of(process: u32) -> Result<usize> {
+    let path = format!("/proc/{process}/fd");
+    let entries = fs::read_dir(&path).with_context(|| format!("list {path}"))?;
+    Ok(entries.count())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,5 +284,20 @@ mod tests {
         }
         assert!(cpu_of(std::process::id()).unwrap() > Duration::ZERO);
         assert!(cpu_of(u32::MAX).is_err());
+        assert!(whole_cpu_of(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_move_the_fields() {
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 25 0 0";
+        assert_eq!(parse_ticks(stat), Some(175));
+        assert_eq!(parse_ticks("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_open_files() {
+        let this = std::process::id();
+        assert!(memory_of(this).unwrap() > 1 << 20);
+        assert!(open_files_of(this).unwrap() > 2);
     }
 }
