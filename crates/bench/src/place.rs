@@ -207,15 +207,28 @@ const TICK: Duration = Duration::from_millis(10);
 pub fn whole_cpu_of(process: u32) -> Result<Duration> {
     let path = format!("/proc/{process}/stat");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let ticks = parse_ticks(&text).with_context(|| format!("understand {path}"))?;
+    let ticks = parse_ticks(&text, OWN).with_context(|| format!("understand {path}"))?;
     Ok(TICK * ticks)
 }
 
-/// Ticks in user and in kernel mode together: the 14th and the 15th field. The second is a name
-/// in parentheses, in which anything may be.
-fn parse_ticks(stat: &str) -> Option<u32> {
+/// Processor time of all programs that this process has run to their end; in steps of 10 ms.
+pub fn cpu_of_programs() -> Result<Duration> {
+    let path = "/proc/self/stat";
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let ticks = parse_ticks(&text, CHILDREN).with_context(|| format!("understand {path}"))?;
+    Ok(TICK * ticks)
+}
+
+/// The fields in which a process's own time begins, and that of its children which have ended,
+/// counted after its name.
+const OWN: usize = 11;
+const CHILDREN: usize = 13;
+
+/// Ticks in user and in kernel mode together: two fields. The name is in parentheses, and
+/// anything may be in it.
+fn parse_ticks(stat: &str, first: usize) -> Option<u32> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_whitespace().skip(11);
+    let mut fields = after_name.split_whitespace().skip(first);
     let user: u32 = fields.next()?.parse().ok()?;
     let kernel: u32 = fields.next()?.parse().ok()?;
     Some(user + kernel)
@@ -289,9 +302,10 @@ mod tests {
 
     #[test]
     fn a_name_with_parentheses_does_not_move_the_fields() {
-        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 25 0 0";
-        assert_eq!(parse_ticks(stat), Some(175));
-        assert_eq!(parse_ticks("7 (a) S 1"), None);
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 25 3 4";
+        assert_eq!(parse_ticks(stat, OWN), Some(175));
+        assert_eq!(parse_ticks(stat, CHILDREN), Some(7));
+        assert_eq!(parse_ticks("7 (a) S 1", OWN), None);
     }
 
     #[test]

@@ -16,9 +16,14 @@ pub const VIEW: &str = "view";
 pub enum Door<'a> {
     Unix(&'a Path),
     /// On loopback.
-    Tcp { port: u16 },
+    Tcp {
+        port: u16,
+    },
     /// On loopback with mutual TLS, by the certificates of this folder.
-    Tls { port: u16, certificates: &'a Path },
+    Tls {
+        port: u16,
+        certificates: &'a Path,
+    },
 }
 
 /// A process that speaks QMP. Dropping it ends the process.
@@ -50,8 +55,14 @@ impl Qemu {
         Self::serve_raw(image, Door::Unix(socket))
     }
 
+    /// As [`start_storage`](Self::start_storage); what it prints is thrown away, because each of
+    /// its backups warns of the same.
+    pub fn start_silent_storage(image: &Path, socket: &Path) -> Result<Self> {
+        Self::serve(&raw_node(image), Door::Unix(socket), Stdio::null())
+    }
+
     /// Starts the storage daemon with this node and an NBD server.
-    fn serve(node: &str, door: Door<'_>) -> Result<Self> {
+    fn serve(node: &str, door: Door<'_>, errors: Stdio) -> Result<Self> {
         let mut command = Command::new("qemu-storage-daemon");
         command
             .args(["--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"])
@@ -69,25 +80,29 @@ impl Qemu {
                 format!("{},tls-creds=tls", tcp(port))
             }
         };
-        Self::start(command.args(["--nbd-server", &server]))
+        Self::start_with(command.args(["--nbd-server", &server]), errors)
     }
 
     /// Starts the storage daemon with the raw image as node `disk`, behind this door.
     pub fn serve_raw(image: &Path, door: Door<'_>) -> Result<Self> {
-        Self::serve(&raw_node(image), door)
+        Self::serve(&raw_node(image), door, Stdio::inherit())
     }
 
     /// Starts the storage daemon with the qcow2 image as node `disk`, behind this door.
     pub fn serve_qcow2(image: &Path, door: Door<'_>) -> Result<Self> {
-        Self::serve(&qcow2_node(image), door)
+        Self::serve(&qcow2_node(image), door, Stdio::inherit())
     }
 
     fn start(command: &mut Command) -> Result<Self> {
+        Self::start_with(command, Stdio::inherit())
+    }
+
+    fn start_with(command: &mut Command, errors: Stdio) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(errors)
             .spawn()
             .with_context(|| format!("start {name}: is it installed?"))?;
         let input = child.stdin.take().expect("BUG: standard input is a pipe");

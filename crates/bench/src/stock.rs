@@ -71,8 +71,7 @@ impl Certificates {
 
 /// A certificate's contents for a name of this machine.
 fn named(name: &str) -> Result<CertificateParams> {
-    let mut params =
-        CertificateParams::new(vec![name.to_owned()]).context("name a certificate")?;
+    let mut params = CertificateParams::new(vec![name.to_owned()]).context("name a certificate")?;
     params.distinguished_name.push(DnType::CommonName, name);
     Ok(params)
 }
@@ -80,15 +79,18 @@ fn named(name: &str) -> Result<CertificateParams> {
 /// A disk served over TCP on loopback by qemu-storage-daemon.
 #[derive(Debug)]
 pub struct Served {
-    // The server ends with this.
-    _qemu: Qemu,
+    qemu: Qemu,
     address: String,
 }
 
 impl Served {
     pub fn plain(image: &Path) -> Result<Self> {
         let port = free_port()?;
-        Self::at(image, Door::Tcp { port }, format!("nbd://localhost:{port}/{EXPORT}"))
+        Self::at(
+            image,
+            Door::Tcp { port },
+            format!("nbd://localhost:{port}/{EXPORT}"),
+        )
     }
 
     /// With mutual TLS.
@@ -109,15 +111,17 @@ impl Served {
     fn at(image: &Path, door: Door<'_>, address: String) -> Result<Self> {
         let mut qemu = Qemu::serve_raw(image, door)?;
         qemu.export(EXPORT)?;
-        Ok(Self {
-            _qemu: qemu,
-            address,
-        })
+        Ok(Self { qemu, address })
     }
 
     /// Copies the disk of `size` bytes to a new file with nbdcopy, until it is durable.
     pub fn copy_to_file(&self, place: &Place, size: u64) -> Result<Duration> {
         nbdcopy_to_file(&self.address, place, size)
+    }
+
+    /// What the server has used of the processors, and all programs that were run so far.
+    pub fn cpu_with_programs(&self) -> Result<Duration> {
+        Ok(place::whole_cpu_of(self.qemu.process())? + place::cpu_of_programs()?)
     }
 }
 
@@ -167,7 +171,7 @@ impl Backup {
         let relay = Relay::start()?;
         relay.lead_to(([127, 0, 0, 1], port).into());
         let socket = place.join("guest.sock");
-        let mut source = Qemu::start_storage(image, &socket)?;
+        let mut source = Qemu::start_silent_storage(image, &socket)?;
         source.export(EXPORT)?;
         source.track(BITMAP)?;
         let credentials = json!({

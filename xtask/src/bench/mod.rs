@@ -48,7 +48,8 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     println!("bench: building the release profile");
     let mut build = process::cargo();
     build
-        .args(["build", "--release", "--locked", "--package=lifeboat-bench"])
+        .args(["build", "--release", "--locked"])
+        .args(["--package=lifeboat-bench", "--package=lifeboat"])
         .current_dir(&workspace.root);
     process::run(&mut build)?;
     let volume = TestVolume::mount(workspace)?;

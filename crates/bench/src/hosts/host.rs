@@ -61,12 +61,7 @@ pub struct Used {
 
 impl Host {
     /// Makes a host in the new folder `root`, with an authority and a certificate of its own.
-    pub fn make(
-        name: &'static str,
-        root: PathBuf,
-        program: PathBuf,
-        line: Line,
-    ) -> Result<Self> {
+    pub fn make(name: &'static str, root: PathBuf, program: PathBuf, line: Line) -> Result<Self> {
         let (listen, relay) = match line {
             Line::Counted => ("127.0.0.1:0".to_owned(), Some(Relay::start()?)),
             Line::Direct => (format!("127.0.0.1:{}", free_port()?), None),
@@ -261,7 +256,7 @@ impl Host {
         Ok(health.value.start.backlog_bytes)
     }
 
-    /// The newest events of this kind since an event, and the number of the newest of all.
+    /// The number of the newest event.
     pub fn newest_event(&self) -> Result<u64> {
         let events = self.ask("tell what happened", |client| client.newest_events(1))?;
         Ok(events.value.last().map_or(0, |event| event.id))
@@ -327,8 +322,17 @@ impl Host {
 
     /// What has passed to and from this host's listener, in bytes.
     pub fn bytes(&self) -> u64 {
+        self.relay().bytes()
+    }
+
+    /// What this host's listener has sent, in bytes.
+    pub fn bytes_back(&self) -> u64 {
+        self.relay().bytes_back()
+    }
+
+    fn relay(&self) -> &Relay {
         let relay = self.relay.as_ref();
-        relay.expect("BUG: only a counted line counts").bytes()
+        relay.expect("BUG: only a counted line counts")
     }
 
     /// What the daemon has used so far, and holds now.

@@ -35,7 +35,9 @@ pub struct Relay {
 #[derive(Debug, Default)]
 struct Shared {
     server: Mutex<Option<SocketAddr>>,
-    bytes: AtomicU64,
+    /// Towards the server.
+    there: AtomicU64,
+    back: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -62,7 +64,12 @@ impl Relay {
 
     /// What has passed in both directions.
     pub fn bytes(&self) -> u64 {
-        self.shared.bytes.load(Ordering::Relaxed)
+        self.shared.there.load(Ordering::Relaxed) + self.bytes_back()
+    }
+
+    /// What the server has sent.
+    pub fn bytes_back(&self) -> u64 {
+        self.shared.back.load(Ordering::Relaxed)
     }
 }
 
@@ -93,35 +100,35 @@ impl Shared {
         let server = TcpStream::connect_timeout(&server, CONNECT)?;
         caller.set_nodelay(true)?;
         server.set_nodelay(true)?;
-        let ways = [
-            (caller.try_clone()?, server.try_clone()?),
-            (server, caller),
-        ];
-        for (from, to) in ways {
-            let shared = Arc::clone(self);
-            std::thread::Builder::new().spawn(move || shared.carry(from, to))?;
-        }
+        let (from, to) = (caller.try_clone()?, server.try_clone()?);
+        let shared = Arc::clone(self);
+        let builder = std::thread::Builder::new();
+        builder.spawn(move || carry(from, to, &shared.there))?;
+        let shared = Arc::clone(self);
+        let builder = std::thread::Builder::new();
+        builder.spawn(move || carry(server, caller, &shared.back))?;
         Ok(())
     }
+}
 
-    fn carry(&self, mut from: TcpStream, mut to: TcpStream) {
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match from.read(&mut buffer) {
-                Ok(count) if count > 0 => {
-                    self.bytes.fetch_add(count as u64, Ordering::Relaxed);
-                    if to.write_all(&buffer[..count]).is_err() {
-                        break;
-                    }
+/// Carries one direction to its end.
+fn carry(mut from: TcpStream, mut to: TcpStream, bytes: &AtomicU64) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(count) if count > 0 => {
+                bytes.fetch_add(count as u64, Ordering::Relaxed);
+                if to.write_all(&buffer[..count]).is_err() {
+                    break;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => break,
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => break,
         }
-        // One side has ended; the other learns it. A stream that is gone cannot be ended.
-        let _ = to.shutdown(Shutdown::Write);
-        let _ = from.shutdown(Shutdown::Read);
     }
+    // One side has ended; the other learns it. A stream that is gone cannot be ended.
+    let _ = to.shutdown(Shutdown::Write);
+    let _ = from.shutdown(Shutdown::Read);
 }
 
 #[cfg(test)]
@@ -145,7 +152,7 @@ mod tests {
         got.clear();
         caller.read_to_end(&mut got).unwrap();
         assert_eq!(got, b"answer");
-        assert_eq!(relay.bytes(), 100_006);
+        assert_eq!((relay.bytes(), relay.bytes_back()), (100_006, 6));
     }
 
     #[test]

@@ -102,12 +102,10 @@ fn report(
                 idle_backup.cpu,
                 Bar::AtMost(0.1),
             ),
-            compared(
+            Measurement::alone(
                 "idle: bytes on the wire",
                 Unit::Bytes,
-                &idle.bytes,
-                qemu,
-                idle_backup.bytes,
+                Side::new(lifeboat, idle.bytes),
                 Bar::AtMost(20.0 * 1024.0),
             ),
             compared(
@@ -173,7 +171,7 @@ fn idle_cycles(hosts: &mut Hosts, costs: &mut Costs) -> Result<()> {
 }
 
 fn idle_backups(backup: &mut Backup, costs: &mut Costs) -> Result<()> {
-    let (cpu, bytes) = (backup.cpu()?, backup.bytes());
+    let cpu = backup.cpu()?;
     let mut time = Duration::ZERO;
     for _ in 0..IDLE_CYCLES {
         time += backup.cycle()?;
@@ -181,8 +179,6 @@ fn idle_backups(backup: &mut Backup, costs: &mut Costs) -> Result<()> {
     costs.times.push((time / IDLE_CYCLES).as_secs_f64());
     let cpu = (backup.cpu()? - cpu) / IDLE_CYCLES;
     costs.cpu.push(cpu.as_secs_f64());
-    let bytes = (backup.bytes() - bytes) as f64 / f64::from(IDLE_CYCLES);
-    costs.bytes.push(bytes);
     Ok(())
 }
 

@@ -28,12 +28,15 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
 
     let (mut copied, mut packed, mut over_tls, mut over_tcp) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut used = Vec::new();
+    let (mut used, mut used_by_nbdcopy) = (Vec::new(), Vec::new());
     for _ in 0..setting.runs {
         let (time, cpu) = copy(setting, &ours, on_demand())?;
         copied.push(speed(time));
         used.push(cpu.as_secs_f64());
+        let before = tls.cpu_with_programs()?;
         over_tls.push(speed(tls.copy_to_file(place, SIZE)?));
+        let after = tls.cpu_with_programs()?;
+        used_by_nbdcopy.push((after - before).as_secs_f64());
         let compressed = SettingsChange {
             compression_enabled: Some(true),
             ..on_demand()
@@ -78,10 +81,11 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
                 &over_tls,
                 Bar::Record,
             ),
-            Measurement::alone(
-                "processor time of both daemons",
+            Measurement::compared(
+                "processor time of both sides",
                 Unit::Seconds,
                 Side::new(lifeboat, used),
+                Side::new("nbdcopy over TLS and its server", used_by_nbdcopy),
                 Bar::Record,
             ),
         ],

@@ -72,7 +72,10 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
     }
     let points = hosts.beta.ask("list points", |client| client.points(VM))?;
     let points = points.value.len();
-    ensure!(points >= POINTS, "there are {points} recovery points, and {POINTS} were made");
+    ensure!(
+        points >= POINTS,
+        "there are {points} recovery points, and {POINTS} were made"
+    );
 
     let mut speeds = [Speeds::default(), Speeds::default()];
     for _ in 0..setting.runs {
