@@ -191,13 +191,16 @@ const INTRODUCTION: &str = "\
 
 Written by `cargo xtask bench --write`; do not edit it by hand.
 
-    cargo xtask bench            # every row, about twenty minutes
+    cargo xtask bench            # every row, about fifty minutes
     cargo xtask bench start      # one row; `cargo xtask bench --help` has their names
 
 It needs root (it drops the page cache and mounts a file system), about 20 GB of disk, and a machine that does nothing
 else: it refuses to start when the load average says otherwise. Both sides of a comparison run in turn, A B A B, so what
 the machine does meanwhile happens to both. The absolute numbers belong to the machine; the ratios are what counts, and
 the bars are those that Lifeboat was designed for. Bytes of the device are its sector counters, after a sync.
+
+The last six rows are of two hosts: two daemons of the release build on this machine, started as `lifeboat serve`, with
+mutual TLS between them; their VMs are those of the embedded driver, and the benchmark is their guest.
 
 Where a row is smaller than its bar was written for, it says so: both sides are scaled alike.
 ";

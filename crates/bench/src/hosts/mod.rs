@@ -211,6 +211,11 @@ impl Host {
         Ok(watch.elapsed())
     }
 
+    /// Makes a failover final, the VM running.
+    pub fn commit(&self, vm: &str) -> Result<()> {
+        self.operate(vm, &VmRequest::CommitFailover)
+    }
+
     /// Gives a failover up again.
     pub fn revert(&self, vm: &str) -> Result<()> {
         self.operate(vm, &shut_down())?;

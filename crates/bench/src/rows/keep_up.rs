@@ -9,7 +9,7 @@ use lifeboat_rest::client::VmRequest;
 use lifeboat_rest::wire::SettingsChange;
 use lifeboat_sys::clock::Stopwatch;
 
-use super::{GIB, MIB, POINTS, Setting};
+use super::{GIB, MIB, POINTS, Setting, apply};
 use crate::guest::Guest;
 use crate::hosts::{self, Hosts, Line, Plan, Site, on_demand};
 use crate::measure::{Bar, Measurement, Side, Unit, megabytes_per_second};
@@ -101,13 +101,14 @@ fn report(speeds: [Speeds; 2], steady: Steady) -> RowReport {
     let received_small = speeds[1].received.clone();
     let mut measurements = Vec::new();
     for ((name, _, _), speeds) in SHAPES.into_iter().zip(speeds) {
-        measurements.push(Measurement::compared(
+        let compared = Measurement::compared(
             name,
             Unit::MegabytesPerSecond,
             Side::new("apply", speeds.applied),
             Side::new("receive over TLS", speeds.received),
             Bar::RatioAtLeast(1.5),
-        ));
+        );
+        measurements.push(compared.explained(apply::CAUSE));
     }
     measurements.extend([
         Measurement::compared(
