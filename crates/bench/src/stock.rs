@@ -240,3 +240,34 @@ impl Backup {
         self.relay.bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_and_a_backup_over_tls_hold_what_the_guest_wrote() {
+        let home = tempfile::tempdir().unwrap();
+        let place = Place::new(home.path(), "bench").unwrap();
+        let image = place.join("disk.raw");
+        let size = 4 << 20;
+        std::fs::write(&image, vec![7; size]).unwrap();
+        let certificates = Certificates::make(&place.join("certificates")).unwrap();
+        let mut backup = Backup::start(&place, &image, &certificates).unwrap();
+        backup.client.write(65536, &[9; 8192]).unwrap();
+        backup.client.flush().unwrap();
+        backup.cycle().unwrap();
+        let mut expected = vec![7; size];
+        expected[65536..65536 + 8192].fill(9);
+        assert!(std::fs::read(place.join("backup.raw")).unwrap() == expected);
+        assert!(backup.bytes() > 8192);
+        // Nothing changed since.
+        let before = backup.bytes();
+        backup.cycle().unwrap();
+        assert!(backup.bytes() - before < 8192);
+        drop(backup);
+        let served = Served::tls(&image, &certificates).unwrap();
+        served.copy_to_file(&place, size as u64).unwrap();
+        assert!(std::fs::read(place.join("copy.raw")).unwrap() == expected);
+    }
+}

@@ -73,8 +73,8 @@ fn report(
     copies: Vec<f64>,
 ) -> RowReport {
     let (lifeboat, qemu) = ("both daemons", "both QEMU");
-    let compared = |name: &str, unit, a: &[f64], theirs: &str, b: Vec<f64>, bar| {
-        let a = Side::new(lifeboat, a.to_vec());
+    let compared = |name: &str, unit, a: Vec<f64>, theirs: &str, b: Vec<f64>, bar| {
+        let a = Side::new(lifeboat, a);
         Measurement::compared(name, unit, a, Side::new(theirs, b), bar)
     };
     let busy_times = busy.times.clone();
@@ -89,7 +89,7 @@ fn report(
             compared(
                 "idle: time",
                 Unit::Seconds,
-                &idle.times,
+                idle.times,
                 qemu,
                 idle_backup.times,
                 Bar::Record,
@@ -97,7 +97,7 @@ fn report(
             compared(
                 "idle: processor time",
                 Unit::Seconds,
-                &idle.cpu,
+                idle.cpu,
                 qemu,
                 idle_backup.cpu,
                 Bar::AtMost(0.1),
@@ -111,7 +111,7 @@ fn report(
             compared(
                 "16 MiB: time",
                 Unit::Seconds,
-                &busy.times,
+                busy.times,
                 qemu,
                 busy_backup.times,
                 Bar::Record,
@@ -119,7 +119,7 @@ fn report(
             compared(
                 "16 MiB: time, against a whole copy",
                 Unit::Seconds,
-                &busy_times,
+                busy_times,
                 "nbdcopy of the whole disk over TLS, with fsync",
                 copies,
                 Bar::Record,
@@ -127,7 +127,7 @@ fn report(
             compared(
                 "16 MiB: processor time",
                 Unit::Seconds,
-                &busy.cpu,
+                busy.cpu,
                 qemu,
                 busy_backup.cpu,
                 Bar::Record,
@@ -135,7 +135,7 @@ fn report(
             compared(
                 "16 MiB: bytes on the wire for each changed byte",
                 Unit::PerChangedByte,
-                &busy.bytes,
+                busy.bytes,
                 qemu,
                 busy_backup.bytes,
                 Bar::AtMost(1.05),
