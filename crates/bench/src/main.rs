@@ -7,6 +7,7 @@ mod guest;
 mod hosts;
 mod machine;
 mod measure;
+mod page;
 mod place;
 mod program;
 mod qemu;
@@ -16,7 +17,7 @@ mod rows;
 mod stock;
 mod view;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -25,6 +26,7 @@ use clap::Parser;
 use lifeboat_sys::clock::Stopwatch;
 
 use crate::machine::Machine;
+use crate::page::Page;
 use crate::place::Place;
 use crate::report::{FailedRow, Report};
 use crate::rows::{Row, Setting};
@@ -52,7 +54,8 @@ struct Arguments {
     /// Write every value to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write the page about the benchmark to this file
+    /// Write the page about the benchmark to this file; rows that are not measured stay as they
+    /// are there
     #[arg(long)]
     document: Option<PathBuf>,
 }
@@ -106,14 +109,27 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         std::fs::write(path, report.json()).with_context(|| format!("write {}", path.display()))?;
     }
     if let Some(path) = &arguments.document {
-        std::fs::write(path, report.document())
-            .with_context(|| format!("write {}", path.display()))?;
+        let page = if arguments.rows.is_empty() {
+            report.page()
+        } else {
+            updated(path, report.page())?
+        };
+        std::fs::write(path, page.text()).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(if report.failed.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The page in this file, with what was measured now.
+fn updated(path: &Path, measured: Page) -> Result<Page> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let order: Vec<&str> = Row::all().into_iter().map(Row::name).collect();
+    Page::parse(&text)
+        .and_then(|page| page.updated_by(measured, &order))
+        .with_context(|| format!("update {}", path.display()))
 }
 
 /// Measures one row in folders of its own, which go afterwards whatever happened.

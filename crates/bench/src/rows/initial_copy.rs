@@ -57,7 +57,7 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
     Ok(RowReport {
         name: "initial-copy",
         about: "A whole disk of 2 GiB (of each MiB one half random, the other like text) from daemon to daemon over mutual \
-                TLS, from the request until all of it is verified and durable at the replica. Beside it nbdcopy of an equal \
+                TLS (here and below: two processes of `lifeboat serve` on this machine), from the request until all of it is verified and durable at the replica. Beside it nbdcopy of an equal \
                 disk that qemu-storage-daemon serves over TCP, with mutual TLS or without, to a file with fsync: both connections \
                 over loopback, both disks in the page cache.",
         measurements: vec![
