@@ -1,6 +1,7 @@
 //! The folder that a row works in, and the file system and device under it.
 
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -134,6 +135,24 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+/// Whether two files hold the same bytes.
+pub fn have_same_bytes(one: &Path, other: &Path) -> Result<bool> {
+    const STEP: u64 = 1 << 20;
+    let open = |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));
+    let (mut one, mut other) = (open(one)?, open(other)?);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    loop {
+        for (file, bytes) in [(&mut one, &mut ours), (&mut other, &mut theirs)] {
+            bytes.clear();
+            let read = file.take(STEP).read_to_end(bytes);
+            read.context("read files to compare them")?;
+        }
+        if ours != theirs || ours.is_empty() {
+            return Ok(ours == theirs);
+        }
+    }
 }
 
 /// Disk space of all files below `folder`. A file that goes meanwhile does not count.
@@ -298,6 +317,23 @@ mod tests {
         assert!(cpu_of(std::process::id()).unwrap() > Duration::ZERO);
         assert!(cpu_of(u32::MAX).is_err());
         assert!(whole_cpu_of(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn files_are_the_same_only_to_their_last_byte() {
+        let home = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = home.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let long = vec![3; 3 << 20];
+        let first = write("first", &long);
+        assert!(have_same_bytes(&first, &write("same", &long)).unwrap());
+        assert!(!have_same_bytes(&first, &write("short", &long[1..])).unwrap());
+        let mut other = long;
+        *other.last_mut().unwrap() = 4;
+        assert!(!have_same_bytes(&first, &write("other", &other)).unwrap());
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use lifeboat_rest::wire::SettingsChange;
 
 use super::{GIB, Setting};
 use crate::guest::Guest;
 use crate::hosts::{Hosts, Line, Plan, on_demand};
 use crate::measure::{Bar, Measurement, Side, Unit, megabytes_per_second};
+use crate::place;
 use crate::report::RowReport;
 use crate::stock::{Certificates, Served};
 use crate::view;
@@ -116,6 +117,11 @@ fn copy(setting: &Setting, image: &Path, settings: SettingsChange) -> Result<(Du
     let before = hosts.cpu()?;
     let time = hosts.copy(VM)?;
     let cpu = hosts.cpu()? - before;
+    let head = hosts.beta.disk_file(VM)?;
+    ensure!(
+        place::have_same_bytes(image, &head)?,
+        "the replica is not what was copied"
+    );
     hosts.end(&setting.place)?;
     Ok((time, cpu))
 }
