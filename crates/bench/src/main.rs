@@ -4,17 +4,20 @@
 //! runs the stock tool beside it in turn. Nothing here is part of the product.
 
 mod guest;
+mod hosts;
 mod machine;
 mod measure;
+mod page;
 mod place;
 mod program;
 mod qemu;
 mod replica;
 mod report;
 mod rows;
+mod stock;
 mod view;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -23,6 +26,7 @@ use clap::Parser;
 use lifeboat_sys::clock::Stopwatch;
 
 use crate::machine::Machine;
+use crate::page::Page;
 use crate::place::Place;
 use crate::report::{FailedRow, Report};
 use crate::rows::{Row, Setting};
@@ -41,13 +45,17 @@ struct Arguments {
     /// Folder on a file system that shares blocks
     #[arg(long)]
     shared_folder: PathBuf,
+    /// The program whose daemons are measured [default: `lifeboat` beside this program]
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// How often each side is measured
     #[arg(long, default_value_t = 7)]
     runs: usize,
     /// Write every value to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write the page about the benchmark to this file
+    /// Write the page about the benchmark to this file; rows that are not measured stay as they
+    /// are there
     #[arg(long)]
     document: Option<PathBuf>,
 }
@@ -101,8 +109,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         std::fs::write(path, report.json()).with_context(|| format!("write {}", path.display()))?;
     }
     if let Some(path) = &arguments.document {
-        std::fs::write(path, report.document())
-            .with_context(|| format!("write {}", path.display()))?;
+        let page = if arguments.rows.is_empty() {
+            report.page()
+        } else {
+            updated(path, report.page())?
+        };
+        std::fs::write(path, page.text()).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(if report.failed.is_empty() {
         ExitCode::SUCCESS
@@ -111,14 +123,33 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     })
 }
 
+/// The page in this file, with what was measured now.
+fn updated(path: &Path, measured: Page) -> Result<Page> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let order: Vec<&str> = Row::all().into_iter().map(Row::name).collect();
+    Page::parse(&text)
+        .and_then(|page| page.updated_by(measured, &order))
+        .with_context(|| format!("update {}", path.display()))
+}
+
 /// Measures one row in folders of its own, which go afterwards whatever happened.
 fn measure(row: Row, arguments: &Arguments) -> Result<report::RowReport> {
     let setting = Setting {
         place: Place::new(&arguments.folder, "row")?,
         shared: Place::new(&arguments.shared_folder, "bench")?,
+        program: program(arguments)?,
         runs: arguments.runs,
     };
     let measured = row.measure(&setting);
     setting.place.remove().and(setting.shared.remove())?;
     measured
+}
+
+/// The program whose daemons are measured.
+fn program(arguments: &Arguments) -> Result<PathBuf> {
+    if let Some(program) = &arguments.program {
+        return Ok(program.clone());
+    }
+    let this = std::env::current_exe().context("find this program")?;
+    Ok(this.with_file_name("lifeboat"))
 }

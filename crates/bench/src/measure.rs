@@ -17,6 +17,9 @@ pub enum Unit {
     /// Bytes moved for each byte that the guest changed.
     PerChangedByte,
     Bytes,
+    /// Processor time for each second.
+    Cores,
+    Count,
 }
 
 impl Unit {
@@ -27,6 +30,8 @@ impl Unit {
             Self::Seconds => format!("{value:.2} s"),
             Self::MegabytesPerSecond => format!("{value:.0} MB/s"),
             Self::PerChangedByte => format!("{value:.3}"),
+            Self::Cores => format!("{value:.3} cores"),
+            Self::Count => format!("{value:.0}"),
             Self::Bytes if value < 1e5 => format!("{value:.0} B"),
             Self::Bytes => format!("{:.2} MiB", value / f64::from(1 << 20)),
         }

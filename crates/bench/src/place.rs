@@ -1,6 +1,7 @@
 //! The folder that a row works in, and the file system and device under it.
 
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -136,6 +137,24 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Whether two files hold the same bytes.
+pub fn have_same_bytes(one: &Path, other: &Path) -> Result<bool> {
+    const STEP: u64 = 1 << 20;
+    let open = |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));
+    let (mut one, mut other) = (open(one)?, open(other)?);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    loop {
+        for (file, bytes) in [(&mut one, &mut ours), (&mut other, &mut theirs)] {
+            bytes.clear();
+            let read = file.take(STEP).read_to_end(bytes);
+            read.context("read files to compare them")?;
+        }
+        if ours != theirs || ours.is_empty() {
+            return Ok(ours == theirs);
+        }
+    }
+}
+
 /// Disk space of all files below `folder`. A file that goes meanwhile does not count.
 pub fn occupied(folder: &Path) -> Result<u64> {
     let blocks = files_below(folder)?
@@ -199,6 +218,60 @@ pub fn cpu_of(process: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
+/// The unit in which Linux counts processor time.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Processor time that another process has used, with all threads that have ended; in steps of
+/// 10 ms.
+pub fn whole_cpu_of(process: u32) -> Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let ticks = parse_ticks(&text, OWN).with_context(|| format!("understand {path}"))?;
+    Ok(TICK * ticks)
+}
+
+/// Processor time of all programs that this process has run to their end; in steps of 10 ms.
+pub fn cpu_of_programs() -> Result<Duration> {
+    let path = "/proc/self/stat";
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let ticks = parse_ticks(&text, CHILDREN).with_context(|| format!("understand {path}"))?;
+    Ok(TICK * ticks)
+}
+
+/// The fields in which a process's own time begins, and that of its children which have ended,
+/// counted after its name.
+const OWN: usize = 11;
+const CHILDREN: usize = 13;
+
+/// Ticks in user and in kernel mode together: two fields. The name is in parentheses, and
+/// anything may be in it.
+fn parse_ticks(stat: &str, first: usize) -> Option<u32> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(first);
+    let user: u32 = fields.next()?.parse().ok()?;
+    let kernel: u32 = fields.next()?.parse().ok()?;
+    Some(user + kernel)
+}
+
+/// Memory of a process that is resident, in bytes.
+pub fn memory_of(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let kib: u64 = number
+        .and_then(|number| number.parse().ok())
+        .with_context(|| format!("understand {path}"))?;
+    Ok(kib << 10)
+}
+
+/// Files and sockets that a process has open.
+pub fn open_files_of(process: u32) -> Result<usize> {
+    let path = format!("/proc/{process}/fd");
+    let entries = fs::read_dir(&path).with_context(|| format!("list {path}"))?;
+    Ok(entries.count())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,5 +316,38 @@ mod tests {
         }
         assert!(cpu_of(std::process::id()).unwrap() > Duration::ZERO);
         assert!(cpu_of(u32::MAX).is_err());
+        assert!(whole_cpu_of(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn files_are_the_same_only_to_their_last_byte() {
+        let home = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = home.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let long = vec![3; 3 << 20];
+        let first = write("first", &long);
+        assert!(have_same_bytes(&first, &write("same", &long)).unwrap());
+        assert!(!have_same_bytes(&first, &write("short", &long[1..])).unwrap());
+        let mut other = long;
+        *other.last_mut().unwrap() = 4;
+        assert!(!have_same_bytes(&first, &write("other", &other)).unwrap());
+    }
+
+    #[test]
+    fn a_name_with_parentheses_does_not_move_the_fields() {
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 25 3 4";
+        assert_eq!(parse_ticks(stat, OWN), Some(175));
+        assert_eq!(parse_ticks(stat, CHILDREN), Some(7));
+        assert_eq!(parse_ticks("7 (a) S 1", OWN), None);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_open_files() {
+        let this = std::process::id();
+        assert!(memory_of(this).unwrap() > 1 << 20);
+        assert!(open_files_of(this).unwrap() > 2);
     }
 }

@@ -11,6 +11,21 @@ use serde_json::{Value, json};
 /// The export of a disk that does not change.
 pub const VIEW: &str = "view";
 
+/// Where an NBD server answers.
+#[derive(Debug, Clone, Copy)]
+pub enum Door<'a> {
+    Unix(&'a Path),
+    /// On loopback.
+    Tcp {
+        port: u16,
+    },
+    /// On loopback with mutual TLS, by the certificates of this folder.
+    Tls {
+        port: u16,
+        certificates: &'a Path,
+    },
+}
+
 /// A process that speaks QMP. Dropping it ends the process.
 #[derive(Debug)]
 pub struct Qemu {
@@ -37,24 +52,57 @@ impl Qemu {
 
     /// Starts the storage daemon with the raw image as node `disk` and an NBD server at `socket`.
     pub fn start_storage(image: &Path, socket: &Path) -> Result<Self> {
-        let node = format!(
-            "driver=raw,node-name=disk,discard=unmap,file.driver=file,file.filename={}",
-            option_value(image)
-        );
-        let server = format!("addr.type=unix,addr.path={}", option_value(socket));
-        Self::start(
-            Command::new("qemu-storage-daemon")
-                .args(["--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"])
-                .args(["--blockdev", &node, "--nbd-server", &server]),
-        )
+        Self::serve_raw(image, Door::Unix(socket))
+    }
+
+    /// As [`start_storage`](Self::start_storage); what it prints is thrown away, because each of
+    /// its backups warns of the same.
+    pub fn start_silent_storage(image: &Path, socket: &Path) -> Result<Self> {
+        Self::serve(&raw_node(image), Door::Unix(socket), Stdio::null())
+    }
+
+    /// Starts the storage daemon with this node and an NBD server.
+    fn serve(node: &str, door: Door<'_>, errors: Stdio) -> Result<Self> {
+        let mut command = Command::new("qemu-storage-daemon");
+        command
+            .args(["--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"])
+            .args(["--blockdev", node]);
+        let tcp = |port| format!("addr.type=inet,addr.host=127.0.0.1,addr.port={port}");
+        let server = match door {
+            Door::Unix(socket) => format!("addr.type=unix,addr.path={}", option_value(socket)),
+            Door::Tcp { port } => tcp(port),
+            Door::Tls { port, certificates } => {
+                let credentials = format!(
+                    "tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={}",
+                    option_value(certificates)
+                );
+                command.args(["--object", &credentials]);
+                format!("{},tls-creds=tls", tcp(port))
+            }
+        };
+        Self::start_with(command.args(["--nbd-server", &server]), errors)
+    }
+
+    /// Starts the storage daemon with the raw image as node `disk`, behind this door.
+    pub fn serve_raw(image: &Path, door: Door<'_>) -> Result<Self> {
+        Self::serve(&raw_node(image), door, Stdio::inherit())
+    }
+
+    /// Starts the storage daemon with the qcow2 image as node `disk`, behind this door.
+    pub fn serve_qcow2(image: &Path, door: Door<'_>) -> Result<Self> {
+        Self::serve(&qcow2_node(image), door, Stdio::inherit())
     }
 
     fn start(command: &mut Command) -> Result<Self> {
+        Self::start_with(command, Stdio::inherit())
+    }
+
+    fn start_with(command: &mut Command, errors: Stdio) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(errors)
             .spawn()
             .with_context(|| format!("start {name}: is it installed?"))?;
         let input = child.stdin.take().expect("BUG: standard input is a pipe");
@@ -136,6 +184,13 @@ impl Drop for Qemu {
 /// The address of an export on a unix socket.
 pub fn export_uri(socket: &Path, export: &str) -> Result<NbdUri> {
     NbdUri::unix(socket, export).context("address an export")
+}
+
+fn raw_node(image: &Path) -> String {
+    format!(
+        "driver=raw,node-name=disk,discard=unmap,file.driver=file,file.filename={}",
+        option_value(image)
+    )
 }
 
 fn qcow2_node(image: &Path) -> String {

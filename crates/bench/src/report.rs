@@ -1,4 +1,4 @@
-//! What was measured, as a table for people, as JSON, and as the project's page about it.
+//! What was measured, as a table for people, as JSON, and as parts of the project's page.
 
 use std::fmt::Write as _;
 
@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::machine::Machine;
 use crate::measure::{Bar, Measurement, Verdict};
+use crate::page::{Page, Part};
 
 /// One row of the benchmark.
 #[derive(Debug, Serialize)]
@@ -92,6 +93,27 @@ impl RowReport {
     }
 }
 
+impl RowReport {
+    /// The row's part of the page.
+    fn section(&self) -> Part {
+        let runs = self.measurements.iter().map(|one| one.a.values.len());
+        let runs = match runs.max() {
+            Some(1) => "1 run".to_owned(),
+            most => format!("{} runs of each side", most.unwrap_or_default()),
+        };
+        let mut text = format!("{} ({runs}.)\n\n", self.about);
+        let _ = writeln!(text, "| what | A | B | A / B | bar | |");
+        let _ = writeln!(text, "|---|---|---|---|---|---|");
+        for measured in &self.measurements {
+            let _ = writeln!(text, "{}", table_line(measured));
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "\n{note}");
+        }
+        Part::new(self.name, text.trim_end())
+    }
+}
+
 impl Report {
     /// Everything, with the single values, for programs.
     pub fn json(&self) -> String {
@@ -145,62 +167,23 @@ impl Report {
         text
     }
 
-    /// The page `docs/benchmarks.md`.
-    pub fn document(&self) -> String {
-        let mut page = INTRODUCTION.to_owned();
-        let _ = writeln!(page, "\n## The run on this page\n");
-        let _ = writeln!(page, "{}\n", self.machine.sentence());
-        let _ = writeln!(
-            page,
-            "{} runs of each side. Values are the median and, in parentheses, the smallest and the largest. A / B is \
-             the median of the pairs' ratios.",
-            self.runs
-        );
-        for row in &self.rows {
-            let _ = writeln!(page, "\n### {}\n\n{}\n", row.name, row.about);
-            let _ = writeln!(page, "| what | A | B | A / B | bar | |");
-            let _ = writeln!(page, "|---|---|---|---|---|---|");
-            for measured in &row.measurements {
-                let _ = writeln!(page, "{}", table_line(measured));
-            }
-            for note in &row.notes {
-                let _ = writeln!(page, "\n{note}");
-            }
-        }
-        let _ = writeln!(page, "\n## Missed bars\n");
-        let missed = self.missed();
-        if missed.is_empty() {
-            let _ = writeln!(page, "None.");
-        }
-        for (row, measured) in missed {
+    /// The project's page about this run.
+    pub fn page(&self) -> Page {
+        let missed = self.missed().into_iter().map(|(row, measured)| {
             let cause = measured.cause.unwrap_or("the cause is not known.");
-            let _ = writeln!(page, "- {row}, {}: {cause}", measured.name);
+            Part::new(row, format!("{}: {cause}", measured.name))
+        });
+        let failed = self.failed.iter();
+        Page {
+            machine: self.machine.sentence(),
+            rows: self.rows.iter().map(RowReport::section).collect(),
+            missed: missed.collect(),
+            failed: failed
+                .map(|one| Part::new(one.name, one.why.clone()))
+                .collect(),
         }
-        if !self.failed.is_empty() {
-            let _ = writeln!(page, "\n## Not measured\n");
-        }
-        for failed in &self.failed {
-            let _ = writeln!(page, "- {}: {}", failed.name, failed.why);
-        }
-        page
     }
 }
-
-const INTRODUCTION: &str = "\
-# Benchmarks
-
-Written by `cargo xtask bench --write`; do not edit it by hand.
-
-    cargo xtask bench            # every row, about twenty minutes
-    cargo xtask bench start      # one row; `cargo xtask bench --help` has their names
-
-It needs root (it drops the page cache and mounts a file system), about 20 GB of disk, and a machine that does nothing
-else: it refuses to start when the load average says otherwise. Both sides of a comparison run in turn, A B A B, so what
-the machine does meanwhile happens to both. The absolute numbers belong to the machine; the ratios are what counts, and
-the bars are those that Lifeboat was designed for. Bytes of the device are its sector counters, after a sync.
-
-Where a row is smaller than its bar was written for, it says so: both sides are scaled alike.
-";
 
 fn table_line(measured: &Measurement) -> String {
     let side = |side: &crate::measure::Side| format!("{}: {}", side.what, side.show(measured.unit));
@@ -267,13 +250,14 @@ mod tests {
         );
         assert!(
             missed
-                .document()
+                .page()
+                .text()
                 .contains("- commit, newest: it copies twice.")
         );
         assert!(missed.json().contains("\"verdict\": \"missed\""));
         let held = report(1.6);
         assert!(!held.rows[0].text().contains("cause"));
-        assert!(held.document().contains("## Missed bars\n\nNone."));
+        assert!(held.page().text().contains("## Missed bars\n\nNone."));
     }
 
     #[test]
@@ -282,7 +266,8 @@ mod tests {
         assert!(report.summary().contains("FAILED wire: no QEMU"));
         assert!(
             report
-                .document()
+                .page()
+                .text()
                 .contains("## Not measured\n\n- wire: no QEMU")
         );
         assert!(report.json().contains("\"why\": \"no QEMU\""));
@@ -291,6 +276,6 @@ mod tests {
     #[test]
     fn the_page_has_a_table_line_per_measurement() {
         let line = "| newest | ours: 1.50 s (1.00 s .. 2.00 s) | theirs: 1.00 s (1.00 s .. 1.00 s) | 1.50 | A / B <= 2 | held |";
-        assert!(report(2.0).document().contains(line));
+        assert!(report(2.0).page().text().contains(line));
     }
 }

@@ -20,6 +20,26 @@ pub fn make_sparse(path: &Path, size: u64) -> Result<()> {
         .with_context(|| format!("size {}", path.display()))
 }
 
+/// Makes an image of `size` bytes, whole mebibytes: of each the first half is random and the
+/// second a text that repeats.
+pub fn write_mixed(path: &Path, size: u64, guest: &mut Guest) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let mut file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+    let half = (MIB / 2) as usize;
+    let text: Vec<u8> = b"Nothing here is worth a second look. "
+        .iter()
+        .copied()
+        .cycle()
+        .take(half)
+        .collect();
+    for _ in 0..size / MIB {
+        file.write_all(&guest.bytes(half))
+            .and_then(|()| file.write_all(&text))
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
 /// Captures an export: what its bitmap marks, or all of it where no bitmap is named.
 pub fn capture_export(
     guest: &mut Guest,

@@ -26,8 +26,8 @@ pub struct Arguments {
     /// Write every measured value to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write docs/benchmarks.md from this run, which has to have every row
-    #[arg(long, conflicts_with = "rows")]
+    /// Write docs/benchmarks.md from this run; rows that are not measured stay as they are there
+    #[arg(long)]
     write: bool,
     /// Measure although the machine is loaded: the numbers are worth little
     #[arg(long)]
@@ -48,7 +48,8 @@ pub fn run(workspace: &Workspace, arguments: &Arguments) -> Result<ExitCode> {
     println!("bench: building the release profile");
     let mut build = process::cargo();
     build
-        .args(["build", "--release", "--locked", "--package=lifeboat-bench"])
+        .args(["build", "--release", "--locked"])
+        .args(["--package=lifeboat-bench", "--package=lifeboat"])
         .current_dir(&workspace.root);
     process::run(&mut build)?;
     let volume = TestVolume::mount(workspace)?;

@@ -13,7 +13,8 @@ use crate::measure::{Bar, Measurement, Side, Unit, megabytes_per_second};
 use crate::replica::Replica;
 use crate::report::RowReport;
 
-const CAUSE: &str = "receiving writes and syncs every byte once; applying reads the spool, reads, writes and syncs what it \
+/// Why applying does not keep the bar.
+pub const CAUSE: &str = "receiving writes and syncs every byte once; applying reads the spool, reads, writes and syncs what it \
                      overwrites, and writes and syncs the head.";
 
 pub fn measure(setting: &Setting) -> Result<RowReport> {

@@ -3,20 +3,19 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lifeboat_stream::Options;
 use lifeboat_sys::clock::Stopwatch;
 
-use super::{GIB, MIB, Setting};
+use super::{GIB, Setting};
 use crate::guest::{COMPACT, Guest};
 use crate::measure::{Bar, Measurement, Side, Unit};
 use crate::place::Place;
-use crate::program;
 use crate::qemu::Qemu;
 use crate::report::RowReport;
+use crate::stock;
 use crate::view;
 
 const SIZE: u64 = 2 * GIB;
@@ -29,7 +28,7 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
     let place = &setting.place;
     let mut guest = Guest::new(SIZE)?;
     let image = place.join("disk.raw");
-    write_disk(&image, &mut guest)?;
+    view::write_mixed(&image, SIZE, &mut guest)?;
     let socket = place.join("nbd.sock");
     let mut qemu = Qemu::start_storage(&image, &socket)?;
     qemu.export(EXPORT)?;
@@ -46,20 +45,11 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
             Ok(())
         };
         one(COMPACT, &mut to_null)?;
-        let copy =
-            |target: &Path| program::timed(Command::new("nbdcopy").arg(&address).arg(target));
-        nbdcopy_to_null.push(copy("null:".as_ref())?.as_secs_f64());
+        nbdcopy_to_null.push(stock::nbdcopy(&address, "null:".as_ref())?.as_secs_f64());
         one(Options::default(), &mut packed_to_null)?;
 
         to_file.push(to_a_file(place, &socket, COMPACT)?);
-        let target = place.join("copy.raw");
-        let file = fresh(&target)?;
-        file.set_len(SIZE).context("size the copy")?;
-        place.sync()?;
-        let watch = Stopwatch::start();
-        copy(&target)?;
-        file.sync_all().context("sync the copy")?;
-        nbdcopy_to_file.push(watch.elapsed().as_secs_f64());
+        nbdcopy_to_file.push(stock::nbdcopy_to_file(&address, place, SIZE)?.as_secs_f64());
         packed_to_file.push(to_a_file(place, &socket, Options::default())?);
     }
     let record = |name: &str, what: &str, a: &Times, theirs: &str, b: &Times| {
@@ -108,24 +98,6 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
         ],
         notes: Vec::new(),
     })
-}
-
-/// Of each MiB, the first half is random and the second a text that repeats.
-fn write_disk(path: &Path, guest: &mut Guest) -> Result<()> {
-    let mut file = fresh(path)?;
-    let half = (MIB / 2) as usize;
-    let text: Vec<u8> = b"Nothing here is worth a second look. "
-        .iter()
-        .copied()
-        .cycle()
-        .take(half)
-        .collect();
-    for _ in 0..SIZE / MIB {
-        file.write_all(&guest.bytes(half))
-            .and_then(|()| file.write_all(&text))
-            .context("write the disk")?;
-    }
-    Ok(())
 }
 
 fn fresh(path: &Path) -> Result<File> {

@@ -44,7 +44,7 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
     Ok(RowReport {
         name: "fstrim",
         about: "The guest discards all of a disk of 2 GiB (scaled from 38 GB) of which a recovery point needs every block. It \
-                depends little on time: one run.",
+                depends little on time.",
         measurements: vec![
             alone(
                 "bytes that travel",

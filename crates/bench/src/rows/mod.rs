@@ -4,12 +4,20 @@ mod apply;
 mod capture;
 mod commit_newest;
 mod commit_oldest;
+mod cycle;
 mod digest;
+mod failover_start;
 mod fstrim;
 mod idle;
+mod initial_copy;
+mod keep_up;
+mod many_idle;
 mod replica_io;
+mod reversal;
 mod start;
 mod wire;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -30,6 +38,8 @@ pub struct Setting {
     pub place: Place,
     /// On a file system that shares blocks.
     pub shared: Place,
+    /// The program whose daemons are measured.
+    pub program: PathBuf,
     pub runs: usize,
 }
 
@@ -56,6 +66,18 @@ pub enum Row {
     Digest,
     /// A large discard
     Fstrim,
+    /// Two hosts: the first copy of a disk
+    InitialCopy,
+    /// Two hosts: what one cycle costs
+    Cycle,
+    /// Two hosts: from the request of a failover to the running VM
+    FailoverStart,
+    /// Two hosts: reversal after a planned failover
+    Reversal,
+    /// Two hosts: applying keeps up with a VM that never rests
+    KeepUp,
+    /// Two hosts: 500 VMs that do nothing
+    ManyIdle,
 }
 
 impl Row {
@@ -76,6 +98,12 @@ impl Row {
             Self::Idle => "idle",
             Self::Digest => "digest",
             Self::Fstrim => "fstrim",
+            Self::InitialCopy => "initial-copy",
+            Self::Cycle => "cycle",
+            Self::FailoverStart => "failover-start",
+            Self::Reversal => "reversal",
+            Self::KeepUp => "keep-up",
+            Self::ManyIdle => "many-idle",
         }
     }
 
@@ -92,6 +120,12 @@ impl Row {
             Self::Idle => idle::measure,
             Self::Digest => digest::measure,
             Self::Fstrim => fstrim::measure,
+            Self::InitialCopy => initial_copy::measure,
+            Self::Cycle => cycle::measure,
+            Self::FailoverStart => failover_start::measure,
+            Self::Reversal => reversal::measure,
+            Self::KeepUp => keep_up::measure,
+            Self::ManyIdle => many_idle::measure,
         };
         measure(setting)
     }

@@ -41,7 +41,7 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
     Ok(RowReport {
         name: "wire",
         about: "Length of the delta stream, zstd off, for each byte that the guest changed: 64 MiB at random in pieces of \
-                4 KiB on a disk of 4 GiB in qemu-storage-daemon, bitmap of 4 KiB. It does not depend on time: one run.",
+                4 KiB on a disk of 4 GiB in qemu-storage-daemon, bitmap of 4 KiB. It does not depend on time.",
         measurements: vec![Measurement::alone(
             "stream",
             Unit::PerChangedByte,
