@@ -764,7 +764,7 @@ mod tests {
     fn blocks_that_only_both_maps_together_know_are_known() {
         // The VM wrote right behind a block that the old primary had changed.
         let (theirs, ours) = (4096..8192, 8192..12288);
-        let differing = [4096..12288];
+        let differing: Vec<Range<u64>> = std::iter::once(4096..12288).collect();
         let outside = |known: &[Range<u64>]| first_outside(&differing, known, 1 << 20);
         assert_eq!(outside(std::slice::from_ref(&theirs)), Some(8192));
         assert_eq!(outside(std::slice::from_ref(&ours)), Some(4096));
