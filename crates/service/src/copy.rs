@@ -402,6 +402,8 @@ impl Job<'_> {
         let next = AtomicUsize::new(0);
         let first: Mutex<Option<CopyTrouble>> = Mutex::new(None);
         let work = || {
+            // Of the size of a piece: used again, its pages are there already.
+            let mut body = Vec::new();
             while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::SeqCst)) {
                 if lock(&first).is_some() {
                     return;
@@ -410,7 +412,7 @@ impl Job<'_> {
                     lock(&first).get_or_insert(CopyTrouble::Stopped);
                     return;
                 }
-                if let Err(trouble) = self.send_piece(piece) {
+                if let Err(trouble) = self.send_piece(piece, &mut body) {
                     lock(&first).get_or_insert(trouble);
                     return;
                 }
@@ -432,13 +434,13 @@ impl Job<'_> {
         }
     }
 
-    fn send_piece(&self, piece: &Piece) -> Result<(), CopyTrouble> {
+    fn send_piece(&self, piece: &Piece, body: &mut Vec<u8>) -> Result<(), CopyTrouble> {
         let disk = &self.disks[piece.disk];
         let ranges = match piece.way {
             Way::Everything => piece.within.clone(),
             Way::WhatDiffers => self.differing(disk, &piece.within)?,
         };
-        let body = self.encode(disk, &ranges, piece.way)?;
+        self.encode(disk, &ranges, piece.way, body)?;
         let place = ChunkPlace {
             relationship: self.relation.record().relationship,
             lineage: self.relation.record().lineage.id,
@@ -447,9 +449,7 @@ impl Job<'_> {
             range: piece.range.clone(),
         };
         let sent = body.len() as u64;
-        let mut body = self
-            .service
-            .throttled(self.vm, std::io::Cursor::new(body), self.stop);
+        let mut body = self.service.throttled(self.vm, body.as_slice(), self.stop);
         self.link
             .cancelled_by(self.stop.flag())
             .put_chunk(place, &mut body)?;
@@ -462,7 +462,8 @@ impl Job<'_> {
         disk: &OpenDisk,
         ranges: &[Range<u64>],
         way: Way,
-    ) -> Result<Vec<u8>, CopyTrouble> {
+        body: &mut Vec<u8>,
+    ) -> Result<(), CopyTrouble> {
         let encoding = |source| CopyTrouble::Encode {
             disk: disk.id.clone(),
             source,
@@ -476,8 +477,9 @@ impl Job<'_> {
             kind: Kind::Resync,
         };
         let options = stream_options(self.relation);
+        body.clear();
         let mut encoder =
-            Encoder::new(Vec::new(), &header, self.manifest, options).map_err(encoding)?;
+            Encoder::new(&mut *body, &header, self.manifest, options).map_err(encoding)?;
         let mut buffer = vec![0; FRAME as usize];
         for range in ranges {
             for (part, is_hole) in self.parts(disk, range, way)? {
@@ -500,8 +502,8 @@ impl Job<'_> {
                 }
             }
         }
-        let (_, body) = encoder.finish().map_err(encoding)?;
-        Ok(body)
+        encoder.finish().map_err(encoding)?;
+        Ok(())
     }
 
     /// Cuts a range into what may hold data and what is known to be zero. Differing ranges are

@@ -301,6 +301,7 @@ impl Service {
     }
 
     fn run_worker(&self, vm: &VmArc) {
+        let _end = WorkerEnd { service: self, vm };
         while let Some((task, stop)) = vm.next_task() {
             self.run_task(vm, task, &stop);
             self.set_alarm(vm);
@@ -340,6 +341,35 @@ impl Service {
             name: peer.address.clone(),
         })?;
         self.inner.links.to(&address, Some(&peer.host))
+    }
+}
+
+/// How long a VM waits for another worker after one that panicked.
+const AFTER_A_PANIC: Duration = Duration::from_secs(60);
+
+/// A worker that ends by a panic is a defect of this program, and must not be the VM's last one.
+struct WorkerEnd<'a> {
+    service: &'a Service,
+    vm: &'a VmArc,
+}
+
+impl Drop for WorkerEnd<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        tracing::error!(vm = %self.vm.id, "BUG: the work on this VM panicked; it is tried again in a minute");
+        self.vm.forget_worker();
+        if self.vm.store.is_poisoned() {
+            // What it was at is half done: what is on the disk says how far it came.
+            self.vm.store.clear_poison();
+            *self.vm.store() = None;
+            self.vm.core().facts.store_failed = true;
+        }
+        let inner = &self.service.inner;
+        let again = inner.clock.monotonic() + AFTER_A_PANIC;
+        inner.scheduler.set(self.vm.id, Some(again));
+        self.vm.tell_changed();
     }
 }
 

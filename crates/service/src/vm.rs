@@ -230,6 +230,13 @@ impl Vm {
         Some((task, stop))
     }
 
+    /// The worker is gone without having said so. What waits is for the next one.
+    pub(crate) fn forget_worker(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.running = None;
+        queue.has_worker = false;
+    }
+
     /// Whether nothing is under way or waits.
     pub(crate) fn is_idle(&self) -> bool {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);

@@ -73,6 +73,19 @@ fn a_vm_sends_no_faster_than_it_may_and_a_new_limit_holds_for_what_is_under_way(
 }
 
 #[test]
+fn a_worker_that_panics_is_not_the_vm_s_last_one() {
+    let mut world = World::replicated(14);
+    for call in 0..12 {
+        world.write(2);
+        // The calls of a cycle at the replica are its primary's, or those of applying.
+        world.beta.gate.panic_at(call);
+        world.replicate(At::Alpha);
+        world.beta.gate.live_on();
+        world.expect_replica(At::Beta);
+    }
+}
+
+#[test]
 fn a_copy_that_is_interrupted_goes_on_with_the_pieces_that_are_missing() {
     for lost in [0, 2, 4] {
         let mut world = World::new(3, &[("vda", 200 << 20)]);

@@ -34,6 +34,8 @@ pub struct Gate {
     buried: OnceLock<()>,
     calls: AtomicU64,
     full: AtomicBool,
+    /// The call at which a thread panics, once.
+    panics_at: AtomicU64,
     /// Held while the host dies: whoever lifts its death knows afterwards whether it has died.
     death: Mutex<Option<Death>>,
     /// Calls are not counted, and nobody dies at one.
@@ -56,6 +58,7 @@ impl Gate {
             buried: OnceLock::new(),
             calls: AtomicU64::new(0),
             full: AtomicBool::new(false),
+            panics_at: AtomicU64::new(u64::MAX),
             death: Mutex::new(None),
             spared: AtomicBool::new(false),
             passing: RwLock::new(()),
@@ -84,6 +87,7 @@ impl Gate {
 
     /// No death is planned any more, and calls do not count.
     pub fn live_on(&self) {
+        self.panics_at.store(u64::MAX, Ordering::SeqCst);
         *self.planned() = None;
         self.spare();
     }
@@ -112,6 +116,12 @@ impl Gate {
         if *planned == Some(death) && !self.spared.load(Ordering::SeqCst) {
             self.kill();
         }
+    }
+
+    /// The thread that makes this call, counted from now on, panics; the host lives on.
+    pub fn panic_at(&self, call: u64) {
+        self.panics_at.store(self.calls() + call, Ordering::SeqCst);
+        self.expose();
     }
 
     /// From now on there is no space left.
@@ -162,6 +172,10 @@ impl Gate {
     fn pass<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         self.end_if_killed()?;
         let number = self.number();
+        // A call that does not count has no number of its own.
+        if number != u64::MAX && number == self.panics_at.load(Ordering::SeqCst) {
+            panic!("a defect, as the test wants it");
+        }
         self.die_if_planned(Death::Before(number));
         let outcome = {
             let _passing = self.passing.read().unwrap_or_else(PoisonError::into_inner);
