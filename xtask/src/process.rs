@@ -13,12 +13,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::{Result, anyhow, bail};
 
 /// Programs that are started here or by the tests, with the Debian package of each.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("apt-get", "apt"),
     ("c++", "g++"),
     ("dpkg", "dpkg"),
     ("dpkg-deb", "dpkg"),
     ("gzip", "gzip"),
+    ("ip", "iproute2"),
     ("mkfs.xfs", "xfsprogs"),
     ("mount", "mount"),
     ("nbdcopy", "libnbd-bin"),

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::process;
 
 /// The real programs that tests talk to, and what each is for.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     (
         "qemu-img",
         "reads and checks the images that Lifeboat writes",
@@ -29,6 +29,10 @@ const PROGRAMS: [(&str, &str); 8] = [
         "copies through the NBD server, with and without TLS",
     ),
     ("mkfs.xfs", "makes the file system that shares blocks"),
+    (
+        "ip",
+        "makes the networks of two hosts with a line between them",
+    ),
     STORAGE_DAEMON,
 ];
 
