@@ -431,9 +431,7 @@ fn many_connections_that_come_and_go_leave_nothing_behind() {
         drop(siege.plain());
     }
     // Those that the server has not seen going yet have their places, and nobody gets one meanwhile.
-    let is_alive = |_| {
-        let link = caller(&siege.primary).link(&siege.served, REPLICA);
-        link.introduce().is_ok()
-    };
+    let caller = caller(&siege.primary);
+    let is_alive = |_| caller.link(&siege.served, REPLICA).introduce().is_ok();
     assert!((0..1000).any(is_alive), "their places are never given back");
 }
