@@ -208,7 +208,7 @@ impl Service {
         let is_replica = !relation.is_primary() && relation.saved.adopting.is_none();
         if is_replica && !self.open_if_failed(vm) {
             // Nothing must be concluded from what a closed store does not say.
-            return Err(store_is_closed());
+            return Err(store_is_closed(vm));
         }
         let role = match &record.role {
             Role::Primary(_) => ReplicaRole::Primary,
@@ -557,11 +557,11 @@ impl Service {
         act: impl FnOnce(&Self, &mut ReplicaStore) -> Result<T, StoreRefusal>,
     ) -> Result<T, Refusal> {
         if !self.open_if_failed(vm) {
-            return Err(store_is_closed());
+            return Err(store_is_closed(vm));
         }
         let outcome = match vm.store().as_mut() {
             Some(replica) => act(self, replica),
-            None => return Err(store_is_closed()),
+            None => return Err(store_is_closed(vm)),
         };
         match outcome {
             Ok(value) => Ok(value),
@@ -740,10 +740,16 @@ pub(crate) fn not_authorized(caller: &PeerName) -> Refusal {
     )
 }
 
-fn store_is_closed() -> Refusal {
+/// Why nothing can be said of a store, with what its operator sees of it.
+fn store_is_closed(vm: &VmArc) -> Refusal {
+    let trouble = vm.core().facts.trouble.clone();
+    let why = trouble.map_or_else(
+        || "its operator must look".to_owned(),
+        |trouble| trouble.what,
+    );
     refusal(
         RefusalCode::Failed,
-        "the replica's store cannot be opened; its operator must look",
+        &format!("the replica's store cannot be opened: {why}"),
     )
 }
 

@@ -310,7 +310,9 @@ impl Service {
                 true
             }
             Err(error) => {
-                tracing::error!(vm = %vm.id, "open the store: {}", with_causes(&error));
+                drop(held);
+                let what = format!("open the store: {}", with_causes(&error));
+                self.note_trouble(vm, store_code(&error), what);
                 false
             }
         }

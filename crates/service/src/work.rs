@@ -6,7 +6,7 @@ use lifeboat_peer::{LinkError, RefusalCode};
 
 use crate::activity::Stop;
 use crate::service::{Service, with_causes};
-use crate::vm::{Task, Trouble, VmArc};
+use crate::vm::{Task, Trouble, Vm, VmArc};
 
 impl Service {
     pub(crate) fn run_task(&self, vm: &VmArc, task: Task, stop: &Stop) {
@@ -47,7 +47,7 @@ impl Service {
     }
 
     /// Notes what went wrong, for people; it goes when something succeeds.
-    pub(crate) fn note_trouble(&self, vm: &VmArc, code: ReturnCode, what: String) {
+    pub(crate) fn note_trouble(&self, vm: &Vm, code: ReturnCode, what: String) {
         tracing::warn!(vm = %vm.id, "{what}");
         let at = self.now();
         let mut core = vm.core();
