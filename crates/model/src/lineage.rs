@@ -17,6 +17,17 @@ pub struct Lineage {
     pub forked_from: Option<(LineageId, Sequence)>,
 }
 
+impl Lineage {
+    /// Which lineages this one continues, the nearest first, and at which moment each was left;
+    /// `ancestors` in any order, abandoned ones among them. It ends where a link is missing.
+    pub fn forks(&self, ancestors: &[Self]) -> impl Iterator<Item = (LineageId, Sequence)> {
+        let find = |id| ancestors.iter().find(move |ancestor| ancestor.id == id);
+        // A chain that bites its tail ends after as many steps as it has links.
+        std::iter::successors(self.forked_from, move |(left, _)| find(*left)?.forked_from)
+            .take(ancestors.len() + 1)
+    }
+}
+
 /// The replica's word that one delta is complete, verified, durable and can be applied.
 ///
 /// A primary forgets what it knows of a moment only for a receipt that matches in

@@ -62,7 +62,6 @@ pub use failover::{FailoverDisk, FailoverTarget, StartedDisk, StartedFailover};
 pub use keyed::{
     DigestUnit, HeadDigester, KEYED_DIGEST_LEN, MAX_DIGESTED_BYTES, UnknownUnit, keyed_digest,
 };
-pub use lineage::is_ancestor;
 pub use live::LiveCommit;
 pub use mixed::CopyKind;
 pub use pin::{BoundaryPin, ScratchDisk};

@@ -9,23 +9,8 @@ const MAX_ANCESTORS: usize = 4096;
 
 /// Whether `lineage` descends from `older`, given the lineages that stood before it, in any
 /// order, abandoned ones among them. A lineage is no ancestor of itself.
-#[must_use]
-pub fn is_ancestor(older: LineageId, lineage: &Lineage, ancestors: &[Lineage]) -> bool {
-    let mut at = *lineage;
-    // A chain that bites its tail ends after as many steps as it has links.
-    for _ in 0..=ancestors.len() {
-        let Some((left, _)) = at.forked_from else {
-            return false;
-        };
-        if left == older {
-            return true;
-        }
-        match ancestors.iter().find(|ancestor| ancestor.id == left) {
-            Some(ancestor) => at = *ancestor,
-            None => return false,
-        }
-    }
-    false
+fn is_ancestor(older: LineageId, lineage: &Lineage, ancestors: &[Lineage]) -> bool {
+    lineage.forks(ancestors).any(|(left, _)| left == older)
 }
 
 /// Refuses a lineage that neither descends from `left` nor has taken it up: an operator may name

@@ -128,24 +128,13 @@ impl Record {
     /// under one that it descends from, before that was left.
     #[must_use]
     pub fn has_come_through(&self, lineage: LineageId, moment: Sequence) -> bool {
-        let mut at = self.lineage;
-        let mut left_at = None;
-        // A chain that bites its tail ends after as many steps as it has links.
-        for _ in 0..=self.ancestors.len() {
-            if at.id == lineage {
-                return left_at.is_none_or(|left_at| moment <= left_at);
-            }
-            let Some((from, left)) = at.forked_from else {
-                return false;
-            };
-            left_at = Some(left_at.map_or(left, |earlier: Sequence| earlier.min(left)));
-            match self.ancestors.iter().find(|one| one.id == from) {
-                Some(ancestor) => at = *ancestor,
-                // What it forked from is known by name at least.
-                None => return from == lineage && left_at.is_some_and(|left| moment <= left),
-            }
-        }
-        false
+        let mut first_left = None;
+        let left_at = self.lineage.forks(&self.ancestors).find_map(|(left, at)| {
+            let at = first_left.map_or(at, |first: Sequence| first.min(at));
+            first_left = Some(at);
+            (left == lineage).then_some(at)
+        });
+        lineage == self.lineage.id || left_at.is_some_and(|left_at| moment <= left_at)
     }
 
     /// A fence falls only when the peer lists among its abandoned histories the one that put it
