@@ -359,13 +359,14 @@ impl Drop for WorkerEnd<'_> {
             return;
         }
         tracing::error!(vm = %self.vm.id, "BUG: the work on this VM panicked; it is tried again in a minute");
-        self.vm.forget_worker();
         if self.vm.store.is_poisoned() {
             // What it was at is half done: what is on the disk says how far it came.
             self.vm.store.clear_poison();
             *self.vm.store() = None;
             self.vm.core().facts.store_failed = true;
         }
+        // Last: from here on another worker may begin.
+        self.vm.forget_worker();
         let inner = &self.service.inner;
         let again = inner.clock.monotonic() + AFTER_A_PANIC;
         inner.scheduler.set(self.vm.id, Some(again));
