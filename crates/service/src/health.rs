@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lifeboat_hypervisor::Tracking;
 use lifeboat_model::Timestamp;
 use lifeboat_model::contract::{ReplicationHealth, ReplicationMode, ReplicationState};
 use lifeboat_model::health::{self, Backlog, Direction, Facts, Reserve, Space, Verification};
@@ -140,7 +141,7 @@ impl Service {
             },
             Role::Primary(_) => LossView {
                 seconds: since,
-                bytes: self.inner.hypervisor.dirty_bytes(vm.id).ok(),
+                bytes: self.unsent_bytes(vm),
             },
             Role::Replica(replica) if replica.prepared.is_some() => LossView {
                 seconds: Some(0),
@@ -150,6 +151,14 @@ impl Service {
                 seconds: since,
                 bytes: None,
             },
+        }
+    }
+
+    /// What no receipt covers; nothing where changes may have been missed.
+    fn unsent_bytes(&self, vm: &Vm) -> Option<u64> {
+        match self.inner.hypervisor.tracking(vm.id) {
+            Ok(Tracking::Since { .. }) => self.inner.hypervisor.dirty_bytes(vm.id).ok(),
+            Ok(Tracking::Off | Tracking::Unknown { .. }) | Err(_) => None,
         }
     }
 
@@ -224,7 +233,7 @@ fn cause_of(relation: &Relation, trouble: Option<&Trouble>) -> Option<String> {
             Some(with_detail(critical(*cause), detail))
         }
         Role::Primary(Primary::Fenced { by, .. }) => Some(format!(
-            "the replica has taken over (lineage {} of {}); this host does not run the VM any more",
+            "the replica has taken over (lineage {} of {}); this host does not start the VM any more",
             by.counter, by.id
         )),
         Role::Primary(Primary::ResyncRequired { cause, .. }) => {
