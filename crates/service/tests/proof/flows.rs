@@ -4,8 +4,9 @@ use lifeboat_model::UncheckedBandwidthLimit;
 use lifeboat_model::contract::{InitialReplicationType, ReplicationState, ReturnCode};
 use lifeboat_model::settings::SettingsChange;
 use lifeboat_peer::testing::Fault;
-use lifeboat_service::api::{Urgency, VmOperation};
+use lifeboat_service::api::{Operations as _, Urgency, VmOperation, VmRef};
 
+use crate::site::admin;
 use crate::world::{At, Primary, Replica, World, expect_same};
 
 /// The only answer that a failover gives while the primary's guest runs.
@@ -25,6 +26,12 @@ fn a_replica_has_every_byte_and_cycles_send_only_changes() {
     }
     let (copied_after, sent_after) = world.traffic();
     assert_eq!(copied_after, copied, "whole disks travelled again");
+    let health = world
+        .alpha
+        .service
+        .health(&admin(), &VmRef::Id(world.vm))
+        .unwrap();
+    assert_eq!(health.start.seconds, Some(1), "the replica has said so");
     // Three rounds of three writes of at most 20 KiB, to two disks.
     assert!(sent_after - sent < 3 * 2 * 3 * (24 << 10));
 }
@@ -276,20 +283,14 @@ fn a_failover_is_refused_while_the_primary_runs_unless_it_is_forced() {
 #[test]
 fn a_revert_gives_the_choice_of_another_point_and_cycles_go_on_after_it() {
     let mut world = World::replicated(10);
-    world.ask(At::Beta, VmOperation::MakePoint).unwrap();
+    let point = world.make_point(At::Beta);
     let older = world.shadow.clone();
-    let point = world
-        .beta
-        .points(world.vm)
-        .iter()
-        .map(|point| point.sequence)
-        .max();
     world.write(5);
     world.replicate(At::Alpha);
     let newest = world.shadow.clone();
     world.stop(At::Alpha);
     let (copied, _) = world.traffic();
-    for (point, bytes) in [(None, &newest), (point, &older), (None, &newest)] {
+    for (point, bytes) in [(None, &newest), (Some(point), &older), (None, &newest)] {
         let how = Urgency::Checked;
         world.reach(
             "failed over",

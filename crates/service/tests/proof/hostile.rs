@@ -502,14 +502,8 @@ fn a_delta_that_is_sent_again_after_a_revert_gets_its_receipt_and_changes_nothin
 #[test]
 fn a_replica_whose_disk_is_full_says_so_and_keeps_its_points() {
     let mut world = World::replicated(60);
-    world.ask(At::Beta, VmOperation::MakePoint).unwrap();
+    let point = world.make_point(At::Beta);
     let older = world.shadow.clone();
-    let point = world
-        .beta
-        .points(world.vm)
-        .iter()
-        .map(|point| point.sequence)
-        .max();
     let (copied, _) = world.traffic();
     let points = world.beta.points(world.vm);
     world.beta.gate.fill_disk();
@@ -530,7 +524,7 @@ fn a_replica_whose_disk_is_full_says_so_and_keeps_its_points() {
     world.beta.gate.free_disk();
     world.replicate(At::Alpha);
     world.expect_replica(At::Beta);
-    world.expect_point(point.unwrap(), &older);
+    world.expect_point(point, &older);
     let kept = world.beta.points(world.vm);
     for point in points {
         assert!(kept.iter().any(|kept| kept.sequence == point.sequence));

@@ -1,8 +1,9 @@
 //! Both hosts have gone on with a VM, and an operator names the one whose history is kept.
 
 use lifeboat_model::contract::{ReplicationState, ReturnCode};
-use lifeboat_service::api::{Survivor, Urgency, VmOperation};
+use lifeboat_service::api::{Operations as _, Survivor, Urgency, VmOperation};
 
+use crate::site::admin;
 use crate::world::{At, Bytes, Primary, World};
 
 /// The VM runs on both hosts, and each writes its own history of it. Answers what beta has; the
@@ -27,11 +28,18 @@ fn run_on_both(seed: u64) -> (World, Bytes) {
     (world, betas)
 }
 
-/// Named until the host has heard enough of the other to take the name.
+/// Names the survivor, and waits until the host that was asked stands as it should then.
 fn name(world: &mut World, at: At, survivor: Survivor, state: ReplicationState) {
     let named = VmOperation::NameSurvivor(survivor);
     world.ask(at, named).unwrap();
     world.wait("named", |world| world.site(at).state(world.vm).1 == state);
+}
+
+fn commit(world: &mut World) {
+    let commit = VmOperation::CommitFailover;
+    world.reach("committed", At::Beta, &commit, |world| {
+        world.beta.state(world.vm).1 == ReplicationState::Committed
+    });
 }
 
 /// The survivor replicates again, and the other's disks become its replica.
@@ -79,10 +87,7 @@ fn an_old_primary_that_is_named_survivor_gets_the_reverted_replica_back() {
 #[test]
 fn an_old_primary_that_is_named_survivor_gets_the_disks_of_a_committed_failover() {
     let (mut world, betas) = run_on_both(62);
-    let commit = VmOperation::CommitFailover;
-    world.reach("committed", At::Beta, &commit, |world| {
-        world.beta.state(world.vm).1 == ReplicationState::Committed
-    });
+    commit(&mut world);
     name(
         &mut world,
         At::Alpha,
@@ -102,9 +107,11 @@ fn an_old_primary_that_is_named_survivor_gets_the_disks_of_a_committed_failover(
     assert!(lost.is_some(), "what only beta wrote is kept: {points:?}");
 }
 
-#[test]
-fn a_host_that_yields_becomes_the_survivor_s_replica() {
-    let mut world = World::replicated(63);
+/// A planned failover that the primary gave up with force while it could not hear that the
+/// replica had failed over: two histories, of which neither continues the other. The shadow is
+/// what beta has.
+fn part(seed: u64) -> World {
+    let mut world = World::replicated(seed);
     world.stop(At::Alpha);
     world.prepare(At::Alpha);
     let beta = world.beta.address.clone();
@@ -134,7 +141,12 @@ fn a_host_that_yields_becomes_the_survivor_s_replica() {
     assert_eq!(cut.unwrap_err().code, ReturnCode::NotAvailable);
     world.network.connect(&alpha);
     world.network.connect(&beta);
+    world
+}
 
+#[test]
+fn a_host_that_yields_becomes_the_survivor_s_replica() {
+    let mut world = part(63);
     world.wait("alpha knows", |world| {
         world
             .alpha
@@ -151,13 +163,50 @@ fn a_host_that_yields_becomes_the_survivor_s_replica() {
         ReplicationState::Critical,
     );
     world.stop(At::Alpha);
-    let commit = VmOperation::CommitFailover;
-    world.reach("committed", At::Beta, &commit, |world| {
-        world.beta.state(world.vm).1 == ReplicationState::Committed
-    });
+    commit(&mut world);
     world.reverse(At::Beta);
     world.replicate(At::Beta);
     world.expect_replica(At::Alpha);
+}
+
+#[test]
+fn a_committed_failover_that_is_named_survivor_gets_the_other_host_s_disks() {
+    let mut world = part(65);
+    commit(&mut world);
+    name(
+        &mut world,
+        At::Beta,
+        Survivor::ThisHost,
+        ReplicationState::Committed,
+    );
+    world.stop(At::Alpha);
+    world.reverse(At::Beta);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+    let audit = world.beta.service.audit(&admin(), 100).unwrap();
+    let row = audit.iter().find(|row| row.operation == "name_survivor");
+    assert!(row.unwrap().arguments.contains("ThisHost"), "{row:?}");
+}
+
+#[test]
+fn a_committed_failover_that_yields_becomes_the_survivor_s_replica() {
+    let mut world = part(66);
+    world.shadow = world.read(At::Alpha, world.vm);
+    commit(&mut world);
+    name(
+        &mut world,
+        At::Beta,
+        Survivor::OtherHost,
+        ReplicationState::Critical,
+    );
+    world.stop(At::Beta);
+    name(
+        &mut world,
+        At::Alpha,
+        Survivor::ThisHost,
+        ReplicationState::Critical,
+    );
+    replicate_again(&mut world, At::Alpha);
 }
 
 #[test]

@@ -337,6 +337,13 @@ impl World {
         }
     }
 
+    /// A recovery point of the replica's newest state.
+    pub fn make_point(&self, at: At) -> Sequence {
+        self.ask(at, VmOperation::MakePoint).unwrap();
+        let points = self.site(at).points(self.vm).into_iter();
+        points.map(|point| point.sequence).max().unwrap()
+    }
+
     /// The guest on alpha writes.
     pub fn write(&mut self, times: u32) {
         self.write_at(At::Alpha, times);
