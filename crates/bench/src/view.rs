@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use lifeboat_capture::{CapturePlan, Captured, DEFAULT_DEADLINE, DEFAULT_DEPTH, Source, capture};
@@ -11,6 +11,7 @@ use lifeboat_stream::Options;
 use lifeboat_sys::clock;
 
 use crate::guest::Guest;
+use crate::place::Place;
 use crate::qemu::{VIEW, export_uri};
 
 /// Makes an empty image of `size` bytes.
@@ -38,6 +39,14 @@ pub fn write_mixed(path: &Path, size: u64, guest: &mut Guest) -> Result<()> {
             .with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Makes two such images that are the same, one for each side of a comparison.
+pub fn write_pair(place: &Place, size: u64, guest: &mut Guest) -> Result<(PathBuf, PathBuf)> {
+    let (ours, theirs) = (place.join("ours.raw"), place.join("theirs.raw"));
+    write_mixed(&ours, size, guest)?;
+    std::fs::copy(&ours, &theirs).context("copy the disk for the other side")?;
+    Ok((ours, theirs))
 }
 
 /// Captures an export: what its bitmap marks, or all of it where no bitmap is named.

@@ -62,10 +62,8 @@ struct Scene<'a> {
 
 pub fn measure(setting: &Setting) -> Result<RowReport> {
     let place = &setting.place;
-    let (ours, theirs) = (place.join("ours.raw"), place.join("theirs.raw"));
     let mut guest = Guest::new(SIZE)?;
-    view::write_mixed(&ours, SIZE, &mut guest)?;
-    std::fs::copy(&ours, &theirs).context("copy the disk for the other side")?;
+    let (ours, theirs) = view::write_pair(place, SIZE, &mut guest)?;
     let certificates = Certificates::make(&place.join("certificates"))?;
     let whole = Served::tls(&theirs, &certificates)?;
     let mut hosts = Hosts::start(setting, Line::Counted)?;
