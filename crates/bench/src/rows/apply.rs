@@ -13,10 +13,6 @@ use crate::measure::{Bar, Measurement, Side, Unit, megabytes_per_second};
 use crate::replica::Replica;
 use crate::report::RowReport;
 
-/// Why applying does not keep the bar.
-pub const CAUSE: &str = "receiving writes and syncs every byte once; applying reads the spool, reads, writes and syncs what it \
-                     overwrites, and writes and syncs the head.";
-
 pub fn measure(setting: &Setting) -> Result<RowReport> {
     let mut replica = Replica::create(&setting.place.join("store"), GIB, GIB)?;
     replica.make_points(POINTS, GIB, 16 * MIB, 64 << 10)?;
@@ -43,14 +39,14 @@ pub fn measure(setting: &Setting) -> Result<RowReport> {
             Unit::MegabytesPerSecond,
             Side::new("apply", applied),
             Side::new("receive over loopback", received),
-            Bar::RatioAtLeast(1.5),
+            Bar::Record,
         );
-        measurements.push(compared.explained(CAUSE));
+        measurements.push(compared);
     }
     Ok(RowReport {
         name: "apply",
         about: "Changed bytes per second that are applied, against those received (verified, durable) of the same delta over \
-                TCP on loopback; one connection without TLS, uncompressed, 24 points, every block touched first.",
+                TCP on loopback; one connection without TLS, uncompressed, 24 points, every block touched first. What has to hold is in `keep-up` (decision 0010).",
         measurements,
         notes: Vec::new(),
     })
