@@ -7,6 +7,8 @@ mod daemon;
 mod demo;
 mod exit;
 mod exports;
+#[cfg(test)]
+mod named_commands;
 mod new_file;
 mod output;
 mod progress;

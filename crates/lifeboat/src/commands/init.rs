@@ -1,13 +1,14 @@
 //! `lifeboat init`: a usable host in one command.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use lifeboat_catalog::{Catalog, OnMissing};
 use lifeboat_peer::pki::{HostNames, Pki};
+use lifeboat_rest::DEFAULT_SOCKET;
 use lifeboat_sys::clock;
 use serde::Serialize;
 
@@ -72,6 +73,9 @@ struct Made {
     authority_fingerprint: Option<String>,
     /// What another host has to sign.
     request: Option<PathBuf>,
+    /// An address that the certificate proves besides the name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certified_address: Option<IpAddr>,
 }
 
 /// Makes the host. A part that exists already is left alone and refused.
@@ -86,9 +90,10 @@ pub fn run(args: &InitArgs, output: OutputFormat) -> Result<(), Failure> {
     let names = HostNames::new(&config.host).map_err(|error| Failure::Usage {
         what: error.to_string(),
     })?;
-    let names = match args.listen.ip() {
-        ip if ip.is_unspecified() => names,
-        ip => names.with_address(ip),
+    let certified_address = Some(args.listen.ip()).filter(|ip| !ip.is_unspecified());
+    let names = match certified_address {
+        None => names,
+        Some(ip) => names.with_address(ip),
     };
     make_folder(&config.state)?;
     let pki = Pki::open(&config.pki()).map_err(pki_failure)?;
@@ -124,6 +129,7 @@ pub fn run(args: &InitArgs, output: OutputFormat) -> Result<(), Failure> {
         config: path,
         authority_fingerprint,
         request,
+        certified_address,
     };
     output.print(&made, describe)
 }
@@ -186,18 +192,40 @@ fn describe(made: &Made) -> String {
         rows.push(("authority", fingerprint.clone()));
     }
     let mut text = facts(&rows);
-    match &made.request {
-        None => text.push_str(&format!(
-            "\nStart it:                    lifeboat serve --config {}\nLet it accept replicas:      lifeboat host settings --recovery-server on\n",
-            made.config.display()
-        )),
-        Some(request) => text.push_str(&format!(
-            "\nSign {} on the host that has the authority, then install what it answers:\n  there: lifeboat certificate sign {} --name {}\n  here:  lifeboat certificate install BUNDLE --authority FINGERPRINT\n",
-            request.display(),
-            request.display(),
-            made.host
-        )),
+    text.push('\n');
+    text.push_str(&what_is_next(made));
+    text
+}
+
+/// Commands that can be typed as they are, but for what only the other host knows.
+fn what_is_next(made: &Made) -> String {
+    let config = if made.config == Path::new(DEFAULT_CONFIG) {
+        String::new()
+    } else {
+        format!(" --config {}", made.config.display())
+    };
+    let host = if made.socket == Path::new(DEFAULT_SOCKET) {
+        String::new()
+    } else {
+        format!(" --host unix:{}", made.socket.display())
+    };
+    let mut text = String::new();
+    if let Some(request) = &made.request {
+        let (request, name) = (request.display(), &made.host);
+        let address = made
+            .certified_address
+            .map(|ip| format!(" --address {ip}"))
+            .unwrap_or_default();
+        text.push_str(&format!(
+            "Sign {request} on the host that has the authority, which says the authority's fingerprint as well, and install what it answers:\n  \
+             there: lifeboat certificate sign {request} --name {name}{address} --into {name}.bundle\n  \
+             here:  lifeboat certificate install {name}.bundle --authority FINGERPRINT{config}\n"
+        ));
     }
+    text.push_str(&format!(
+        "Start it:                lifeboat serve{config}\n\
+         Let it accept replicas:  lifeboat host settings --recovery-server on --authentication certificate{host}\n"
+    ));
     text
 }
 

@@ -64,7 +64,7 @@ pub enum PkiError {
     OtherKey,
 
     #[error(
-        "the request asks for {requested}, but {approved} was approved; check which host sent it"
+        "the request asks for {requested}, but {approved} was approved; check which host sent it, and approve its addresses with --address if it is the right one"
     )]
     OtherNames { requested: String, approved: String },
 

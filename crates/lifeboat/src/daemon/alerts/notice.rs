@@ -57,14 +57,27 @@ impl AlertKind {
     }
 }
 
+/// What helps with an event of many causes.
+const SEE_HEALTH: &str =
+    "`lifeboat health` and `lifeboat job list` on this host say why, and what helps";
+
 /// The alert that an event is worth, if any.
 pub(super) fn of_event(event: &EventView) -> Option<Alert> {
-    let kind = match event.kind.as_str() {
-        "split_brain" => AlertKind::SplitBrain,
-        "replication_critical" | "resync_required" | "fenced" | "disks_unavailable" => {
-            AlertKind::ReplicationCritical
+    let (kind, remedy) = match event.kind.as_str() {
+        "split_brain" => (
+            AlertKind::SplitBrain,
+            "stop the VM on the host where it should not run, compare what both hold, then say whose history is kept: `lifeboat failover survivor`",
+        ),
+        "fenced" => (
+            AlertKind::ReplicationCritical,
+            "stop the VM on this host if it still runs; use it on the other host, and reverse replication there",
+        ),
+        "replication_critical" | "resync_required" | "replica_differs" | "disks_unavailable" => {
+            (AlertKind::ReplicationCritical, SEE_HEALTH)
         }
-        "failover_failed" | "vm_not_started" | "vm_held" => AlertKind::OperationFailed,
+        "failover_failed" | "vm_not_started" | "vm_held" => {
+            (AlertKind::OperationFailed, SEE_HEALTH)
+        }
         _ => return None,
     };
     Some(Alert {
@@ -75,7 +88,7 @@ pub(super) fn of_event(event: &EventView) -> Option<Alert> {
         vm_name: None,
         at: event.at,
         message: event.message.clone(),
-        remedy: String::new(),
+        remedy: remedy.to_owned(),
     })
 }
 
