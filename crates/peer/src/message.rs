@@ -125,6 +125,9 @@ pub enum CopyKind {
     Initial,
     /// The replica holds an older or damaged state: what differs travels.
     Resync,
+    /// As `resync`, and what differs is known from maps: the replica counts as unverified until
+    /// it is told that all was compared.
+    ByMaps,
 }
 
 /// Begins, or goes on with, a copy of whole disks.
@@ -170,6 +173,20 @@ pub struct DigestQuery {
     pub unit: u32,
     /// 32 random bytes in hexadecimal digits, new for each copy.
     pub key: String,
+    /// Refused as busy unless the replica's newest state is this moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Sequence>,
+}
+
+/// All of the replica's newest state was compared with the primary's disks, and what differed is
+/// known: points made from now on are verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verified {
+    pub relationship: RelationshipId,
+    pub lineage: LineageId,
+    /// The moment that the replica had applied when the comparison ended.
+    pub at: Sequence,
 }
 
 /// Where a piece of a copy belongs. Its content is a delta stream of kind `resync` whose

@@ -8,7 +8,7 @@ use lifeboat_model::{Receipt, RelationshipId};
 use crate::message::{
     Adopted, Adoption, BeginCopy, ChangeSettings, ChunkPlace, CopyProgress, DeltaPlace,
     DigestQuery, GuestStatus, Introduction, NewReplica, PlannedFailover, Refusal, Removal,
-    ReplicaReport, SessionRequest, TakeOver,
+    ReplicaReport, SessionRequest, TakeOver, Verified,
 };
 
 /// A peer that has proved who it is.
@@ -54,6 +54,8 @@ pub trait Host: Send + Sync + Debug {
     fn begin_copy(&self, caller: &PeerName, message: BeginCopy) -> Result<CopyProgress, Refusal>;
 
     fn digests(&self, caller: &PeerName, message: DigestQuery) -> Result<Vec<u8>, Refusal>;
+
+    fn verified(&self, caller: &PeerName, message: Verified) -> Result<(), Refusal>;
 
     /// Answers when the piece is durable. `body` is untrusted and may end early.
     fn put_chunk(

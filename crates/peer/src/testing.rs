@@ -19,7 +19,7 @@ use crate::distrust::{Distrust, WhyNotTrusted};
 use crate::message::{
     Adopted, Adoption, BeginCopy, ChangeSettings, ChunkPlace, CopyProgress, DeltaPlace,
     DigestQuery, GuestStatus, Introduction, NewReplica, PlannedFailover, Refusal, Removal,
-    ReplicaReport, SessionRequest, TakeOver,
+    ReplicaReport, SessionRequest, TakeOver, Verified,
 };
 use crate::port::{Host, PeerName};
 use crate::throttle::Cancelled;
@@ -406,6 +406,12 @@ impl Link for MemoryLink {
             });
         }
         Ok(answer)
+    }
+
+    fn verified(&self, message: Verified) -> Result<(), LinkError> {
+        self.asked(&message, |host, caller, message| {
+            host.verified(caller, message)
+        })
     }
 
     fn put_chunk(&self, place: ChunkPlace, body: &mut (dyn Read + Send)) -> Result<(), LinkError> {

@@ -28,6 +28,7 @@ pub(crate) enum Call {
     BeginSession,
     BeginCopy,
     Digests,
+    Verified,
     PutChunk,
     PutDelta,
     PlannedFailover,
@@ -39,12 +40,13 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Introduce,
         Self::MakeReplica,
         Self::BeginSession,
         Self::BeginCopy,
         Self::Digests,
+        Self::Verified,
         Self::PutChunk,
         Self::PutDelta,
         Self::PlannedFailover,
@@ -62,6 +64,7 @@ impl Call {
             Self::BeginSession => "/peer/v1/begin-session",
             Self::BeginCopy => "/peer/v1/begin-copy",
             Self::Digests => "/peer/v1/digests",
+            Self::Verified => "/peer/v1/verified",
             Self::PutChunk => "/peer/v1/chunk",
             Self::PutDelta => "/peer/v1/delta",
             Self::PlannedFailover => "/peer/v1/planned-failover",
@@ -81,6 +84,7 @@ impl Call {
             | Self::BeginSession
             | Self::BeginCopy
             | Self::Digests
+            | Self::Verified
             | Self::PlannedFailover
             | Self::GuestStatus
             | Self::TakeOver
@@ -260,6 +264,7 @@ mod tests {
             ranges: ranges.to_vec(),
             unit,
             key: "0f".repeat(32),
+            at: None,
         }
     }
 

@@ -189,7 +189,7 @@ impl Service {
         if !self.receives() {
             return Err(refusal(
                 RefusalCode::NotAuthorized,
-                "this host does not accept replication: enable it here with `lifeboat host settings --recovery-server enabled`",
+                "this host does not accept replication: enable it here with `lifeboat host settings --recovery-server on --authentication certificate`",
             ));
         }
         let entry = self

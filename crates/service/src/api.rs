@@ -260,6 +260,9 @@ pub struct PointView {
     pub opened_at: Timestamp,
     /// It belongs to a history that was left behind: what the loser of a failover had written.
     pub abandoned: bool,
+    /// Not so where a reversal has relied on maps, and the comparison of everything had not ended
+    /// when the point was made.
+    pub verified: bool,
     pub sealed: bool,
     pub in_use: bool,
 }

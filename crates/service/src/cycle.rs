@@ -249,6 +249,7 @@ impl Service {
             tracing::warn!(vm = %vm.id, "forget maps: {}", with_causes(&error));
         }
         self.drop_spooled(vm, receipt.sequence);
+        self.want_verification(vm);
     }
 
     pub(crate) fn drop_spooled(&self, vm: &VmArc, sequence: Sequence) {

@@ -6,7 +6,7 @@ use lifeboat_hypervisor::Tracking;
 use lifeboat_model::Timestamp;
 use lifeboat_model::contract::{ReplicationHealth, ReplicationMode, ReplicationState};
 use lifeboat_model::health::{self, Backlog, Direction, Facts, Reserve, Space, Verification};
-use lifeboat_model::relationship::{CriticalCause, Primary, Report, ResyncCause, Role};
+use lifeboat_model::relationship::{CriticalCause, Primary, Report, ResyncCause, Role, VmPower};
 
 use crate::api::{HealthReason, HealthView, LossView, Severity, StartView};
 use crate::relation::Relation;
@@ -27,6 +27,7 @@ impl Service {
             };
         };
         let assessed = self.assess(vm, &relation);
+        let is_running = self.power(vm) == VmPower::Running;
         HealthView {
             vm: vm.id,
             health: assessed.value,
@@ -37,7 +38,7 @@ impl Service {
                     kind: reason.kind(),
                     health: reason.health(),
                     what: reason.to_string(),
-                    remedy: remedy_of(&relation, reason).to_owned(),
+                    remedy: remedy_of(&relation, reason, is_running).to_owned(),
                 })
                 .collect(),
             loss: self.loss_of(vm, &relation),
@@ -79,7 +80,7 @@ impl Service {
             last_exchange: relation.saved.last.replicated_at,
             cannot_send: cannot_send(relation, trouble.as_ref()),
             cause: cause_of(relation, trouble.as_ref()),
-            verification: Verification::Verified,
+            verification: verification_of(relation, status.as_ref()),
             space: status.as_ref().map(|status| Space {
                 free: status.available_bytes,
                 total: status.available_bytes
@@ -195,9 +196,25 @@ impl Service {
 }
 
 /// What to do: where the histories have parted, an operator has to say which one is kept.
-fn remedy_of(relation: &Relation, reason: &health::HealthReason) -> &'static str {
+/// Whether more than maps says that the two sides are equal.
+fn verification_of(relation: &Relation, status: Option<&lifeboat_store::Status>) -> Verification {
+    let is_verified = match relation.record().role {
+        Role::Primary(_) => relation.saved.verifying.is_none(),
+        Role::Replica(_) => status.is_none_or(|status| status.verified),
+    };
+    if is_verified {
+        Verification::Verified
+    } else {
+        Verification::Unverified
+    }
+}
+
+fn remedy_of(relation: &Relation, reason: &health::HealthReason, is_running: bool) -> &'static str {
     let is_error = matches!(reason, health::HealthReason::ReplicationError { .. });
     match &relation.record().role {
+        Role::Primary(Primary::Fenced { .. }) if is_error && is_running => {
+            "The VM still runs here, and what it writes reaches nobody: stop it (`lifeboat vm stop`), use it on the other host and reverse replication there. If this host's history is the one to keep: `lifeboat failover survivor --this-host`."
+        }
         Role::Primary(Primary::Fenced { .. }) if is_error => {
             "Use the VM on the other host and reverse replication there. If this host's history is the one to keep: `lifeboat failover survivor --this-host`."
         }
@@ -274,6 +291,7 @@ pub(crate) const fn resync(cause: ResyncCause) -> &'static str {
         ResyncCause::UnknownMoments => "the replica holds moments that this host does not know",
         ResyncCause::CopyUnfinished => "a copy of whole disks to the replica was not finished",
         ResyncCause::ReplicaDamaged => "the replica's store is damaged",
+        ResyncCause::Differs => "the replica was found to differ where it must not",
         ResyncCause::Requested => "an operator asked for it",
         ResyncCause::Reversed => "the roles were swapped",
     }

@@ -15,10 +15,10 @@ use lifeboat_peer::{
     Adopted, Adoption, BeginCopy, ChangeSettings, ChunkPlace, CopiedDisk, CopyKind, CopyProgress,
     DeltaPlace, DigestQuery, GuestStatus, Host, Introduction, NewReplica, PeerName,
     PlannedFailover, PlannedPhase, Refusal, RefusalCode, Removal, ReplicaReport, ReplicaRole,
-    SessionRequest, TakeOver, TakeOverState, Tip,
+    SessionRequest, TakeOver, TakeOverState, Tip, Verified,
 };
 use lifeboat_store::{
-    CopyStatus, DigestUnit, History, NewCopy, Received, StoreError, decode_chunk,
+    CopyStatus, DigestUnit, Heads, History, NewCopy, Received, Store, StoreError, decode_chunk,
 };
 
 use crate::api::Severity;
@@ -296,7 +296,7 @@ fn role_of(phase: &ReplicaPhase) -> ReplicaRole {
 impl Host for Service {
     fn introduce(&self, caller: &PeerName) -> Result<Introduction, Refusal> {
         let refusal = if !self.receives() {
-            Some("this host does not accept replication: enable it with `lifeboat host settings --recovery-server enabled`".to_owned())
+            Some("this host does not accept replication: enable it with `lifeboat host settings --recovery-server on --authentication certificate`".to_owned())
         } else if self.entry_for(caller.as_str()).is_none() {
             Some(not_authorized(caller).message)
         } else {
@@ -362,7 +362,7 @@ impl Host for Service {
         let vm = self.replica_of(caller, message.relationship)?;
         Self::refuse_other_lineage(&vm, message.lineage)?;
         self.refuse_unless_receiving(&vm)?;
-        if vm.core().test.is_some() && message.kind == CopyKind::Resync {
+        if vm.core().test.is_some() && message.kind != CopyKind::Initial {
             return Err(refusal(
                 RefusalCode::Busy,
                 "a test failover is under way; a resynchronization waits for its end",
@@ -371,6 +371,7 @@ impl Host for Service {
         let kind = match message.kind {
             CopyKind::Initial => lifeboat_store::CopyKind::Initial,
             CopyKind::Resync => lifeboat_store::CopyKind::Resync,
+            CopyKind::ByMaps => lifeboat_store::CopyKind::ByMaps,
         };
         let sequence = message.copy;
         let history = {
@@ -400,7 +401,10 @@ impl Host for Service {
         let key = key_of(&message.key)?;
         let unit = DigestUnit::try_from(message.unit)
             .map_err(|error| refusal(RefusalCode::Invalid, &error.to_string()))?;
-        let digester = self.with_store(&vm, |_, replica| Ok(replica.store.head_digester()?))?;
+        let digester = self.with_store(&vm, |_, replica| {
+            refuse_unless_at(&replica.store, message.at)?;
+            Ok(replica.store.head_digester()?)
+        })?;
         digester
             .digests(&message.disk, &message.ranges, unit, &key)
             .map_err(|error| {
@@ -410,6 +414,21 @@ impl Host for Service {
                 };
                 refusal(code, &format!("read the replica's disk: {error}"))
             })
+    }
+
+    fn verified(&self, caller: &PeerName, message: Verified) -> Result<(), Refusal> {
+        let vm = self.replica_of(caller, message.relationship)?;
+        Self::refuse_other_lineage(&vm, message.lineage)?;
+        self.refuse_unless_receiving(&vm)?;
+        self.with_store(&vm, |service, replica| {
+            if replica.store.is_verified() {
+                return Ok(());
+            }
+            refuse_unless_at(&replica.store, Some(message.at))?;
+            replica.store.mark_verified()?;
+            service.note_store(&vm, replica);
+            Ok(())
+        })
     }
 
     fn put_chunk(
@@ -649,6 +668,18 @@ impl From<StoreError> for StoreRefusal {
     }
 }
 
+/// Refuses as busy what is asked about a moment that the heads do not hold now.
+fn refuse_unless_at(store: &Store, moment: Option<Sequence>) -> Result<(), StoreRefusal> {
+    let Some(moment) = moment else { return Ok(()) };
+    if store.heads() == Heads::Consistent(moment) {
+        return Ok(());
+    }
+    Err(StoreRefusal::Said(refusal(
+        RefusalCode::Busy,
+        &format!("the replica's newest state is not moment {moment}; ask again when it is applied"),
+    )))
+}
+
 /// What a store's error is to the peer.
 fn code_of(error: &StoreError) -> RefusalCode {
     match error {
@@ -673,6 +704,7 @@ pub(crate) fn progress_of(status: &CopyStatus) -> CopyProgress {
         kind: match status.kind {
             lifeboat_store::CopyKind::Initial => CopyKind::Initial,
             lifeboat_store::CopyKind::Resync => CopyKind::Resync,
+            lifeboat_store::CopyKind::ByMaps => CopyKind::ByMaps,
         },
         disks: status
             .disks

@@ -280,6 +280,7 @@ impl Operations for Service {
                 abandoned: record
                     .as_ref()
                     .is_some_and(|record| !record.has_come_through(point.lineage, point.sequence)),
+                verified: point.verified,
                 sealed: point.sealed,
                 in_use: point.users > 0,
             })

@@ -1,5 +1,6 @@
 //! One relationship as the service holds it: the record, and what belongs to it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lifeboat_model::relationship::{Record, Role};
@@ -34,6 +35,19 @@ pub(crate) struct Saved {
     /// Images that are to become the heads of a store; while this is set, that is not done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) adopting: Option<Adopting>,
+    /// The primary's side: a reversal has relied on maps, and the comparison of everything that
+    /// follows has come so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) verifying: Option<Verifying>,
+}
+
+/// A comparison of everything that goes on in the background.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Verifying {
+    /// Of each disk, how many bytes from its beginning on are compared; a disk that is missing
+    /// was not begun.
+    pub(crate) done: BTreeMap<DiskId, u64>,
 }
 
 /// When things happened, by this host's clock.
@@ -107,6 +121,7 @@ impl Saved {
             promises: HistoryPromises::default(),
             tip_at_failover: None,
             adopting: None,
+            verifying: None,
         }
     }
 }

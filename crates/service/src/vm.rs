@@ -121,6 +121,8 @@ pub(crate) enum Task {
     Effect(Effect),
     /// Apply what was received; points, retention.
     Apply,
+    /// Go on comparing everything after a reversal by maps.
+    Verify,
 }
 
 /// An event was not taken.
@@ -214,6 +216,9 @@ impl Vm {
         }
         let wants_worker = !queue.has_worker && !queue.tasks.is_empty();
         queue.has_worker |= wants_worker;
+        drop(queue);
+        // Who rests in the background makes room.
+        self.tell_changed();
         wants_worker
     }
 
@@ -235,6 +240,12 @@ impl Vm {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.running = None;
         queue.has_worker = false;
+    }
+
+    /// Whether something waits for the work under way to end.
+    pub(crate) fn has_waiting(&self) -> bool {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        !queue.tasks.is_empty()
     }
 
     /// Whether nothing is under way or waits.
@@ -259,6 +270,7 @@ impl Task {
     fn may_be_stopped(&self) -> bool {
         match self {
             Self::Apply => false,
+            Self::Verify => true,
             Self::Effect(effect) => match effect {
                 Effect::OpenSession
                 | Effect::Copy { .. }

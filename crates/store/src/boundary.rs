@@ -283,6 +283,7 @@ impl Store {
             is_point: point.is_some(),
             kind: point.unwrap_or_default(),
             lineage: Some(self.state.lineage.id),
+            unverified: self.state.unverified,
             sealed: false,
             blobs: self.state.blobs.clone(),
             disks: disks.collect(),

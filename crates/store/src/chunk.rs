@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use lifeboat_model::{BLOCK_SIZE, DiskId, LineageId, RelationshipId, Sequence};
 use lifeboat_stream::{DecodeError, Decoder, Ending, Frame, Header, Kind, Limits};
+use lifeboat_sys::disk::DIRECT_ALIGNMENT;
 
 /// The most that one piece covers of a disk, in bytes. All of its data is held in memory.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
@@ -37,7 +38,38 @@ pub struct Chunk {
     /// Ascending; none overlaps another.
     parts: Vec<Part>,
     /// The bytes of all parts that hold data, one after the other.
-    bytes: Vec<u8>,
+    bytes: AlignedBytes,
+}
+
+/// Bytes that begin at an address from which they can be written past the page cache.
+#[derive(Debug)]
+struct AlignedBytes {
+    /// Has room for everything from the beginning on, so that it never moves.
+    memory: Vec<u8>,
+    /// Where the bytes begin.
+    start: usize,
+}
+
+impl AlignedBytes {
+    /// Room for `most` bytes. Memory that is never filled is never taken from the machine.
+    fn with_room(most: usize) -> Self {
+        let mut memory: Vec<u8> = Vec::with_capacity(most + DIRECT_ALIGNMENT);
+        let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
+        memory.resize(start, 0);
+        Self { memory, start }
+    }
+
+    fn len(&self) -> usize {
+        self.memory.len() - self.start
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.memory.extend_from_slice(bytes);
+    }
+
+    fn get(&self, range: Range<usize>) -> &[u8] {
+        &self.memory[self.start..][range]
+    }
 }
 
 /// A range that the piece gives new content.
@@ -112,7 +144,7 @@ pub fn decode_chunk(reader: impl Read, place: &ChunkPlace) -> Result<Chunk, Chun
     let mut chunk = Chunk {
         place: place.clone(),
         parts: Vec::new(),
-        bytes: Vec::new(),
+        bytes: AlignedBytes::with_room(len as usize),
     };
     while let Some(frame) = decoder.next_frame().map_err(stream)? {
         match frame {
@@ -181,7 +213,7 @@ impl Chunk {
         self.parts.iter().map(|part| {
             let len = (part.range.end - part.range.start) as usize;
             let fill = match part.fill {
-                PartFill::Data { start } => Fill::Data(&self.bytes[start..start + len]),
+                PartFill::Data { start } => Fill::Data(self.bytes.get(start..start + len)),
                 PartFill::Zero => Fill::Zero,
             };
             (part.range.clone(), fill)
@@ -208,7 +240,7 @@ impl Chunk {
     /// Adds data; what follows the part before becomes one with it.
     fn push_data(&mut self, offset: u64, bytes: &[u8]) {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
+        self.bytes.push(bytes);
         let end = offset + bytes.len() as u64;
         match self.parts.last_mut() {
             Some(Part {

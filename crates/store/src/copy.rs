@@ -64,7 +64,7 @@ impl Store {
     /// Begins a copy of whole disks into the heads, or goes on with the one under way. Durable
     /// on return; what waits in the spool is applied first, so that nothing acknowledged is lost.
     ///
-    /// The same copy again changes nothing. A newer one restarts: what was done is forgotten,
+    /// The same copy again changes nothing. A newer one, or one of another kind, restarts: what was done is forgotten,
     /// what was overwritten is not. The disks keep the sizes they have here until the delta
     /// that closes the copy says otherwise.
     ///
@@ -94,7 +94,7 @@ impl Store {
             refuse_unless_descended(self.state.lineage.id, &history.lineage, &history.ancestors)?;
         }
         if let Some(status) = self.copy_status()
-            && status.sequence == new.sequence
+            && (status.sequence, status.kind) == (new.sequence, new.kind)
         {
             return Ok(status);
         }
@@ -115,7 +115,7 @@ impl Store {
                 }
                 .into());
             }
-            (CopyKind::Initial, None) | (CopyKind::Resync, _) => {}
+            (CopyKind::Initial, None) | (CopyKind::Resync | CopyKind::ByMaps, _) => {}
         }
         self.change(|store| {
             store.apply_what_can_be()?;
@@ -131,6 +131,26 @@ impl Store {
             store.reserve_what_fits()
         })?;
         self.copy_status().ok_or_else(|| Refused::NotCopying.into())
+    }
+
+    /// Whether the heads are known to be what the other side holds by more than maps.
+    #[must_use]
+    pub const fn is_verified(&self) -> bool {
+        !self.state.unverified
+    }
+
+    /// All of the heads was compared with the other side's disks: points that are made from now
+    /// on are verified. Durable on return; again it changes nothing.
+    ///
+    /// # Errors
+    /// Refused unless the store is a replica whose heads hold one moment.
+    pub fn mark_verified(&mut self) -> Result<(), StoreError> {
+        self.refuse_unless_replica()?;
+        self.refuse_mixed("call the replica verified")?;
+        if !self.state.unverified {
+            return Ok(());
+        }
+        self.change(|store| store.save(&Record::Verified))
     }
 
     /// How far the copy has come that is under way, if one is.
@@ -281,7 +301,9 @@ impl Store {
                         .written(range.start, bytes, size)
                         .context("note digests of", &path)?;
                     let head = &image.chain.head;
-                    head.write_at(bytes, range.start).context("write", &path)?;
+                    // Much at once, and read by nobody before the VM starts here.
+                    head.write_past_cache_at(bytes, range.start)
+                        .context("write", &path)?;
                 }
             }
         }

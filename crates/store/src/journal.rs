@@ -212,6 +212,7 @@ mod tests {
             next_segment: 1,
             merging: None,
             mixed: None,
+            unverified: false,
             phase: Phase::Replica,
         }
     }

@@ -20,6 +20,9 @@ pub enum CopyKind {
     Initial,
     /// The replica holds an older or damaged state: what differs is copied.
     Resync,
+    /// As `Resync`, and what differs is known from maps: the heads are unverified until
+    /// [`Store::mark_verified`](crate::Store::mark_verified).
+    ByMaps,
 }
 
 /// The heads are, or were, being copied into and hold no single moment.

@@ -45,7 +45,19 @@ pub(crate) struct State {
     /// `applied` is not what the heads hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mixed: Option<Mixed>,
+    /// The heads were made equal to the other side's disks by maps of what differs, and nothing
+    /// has compared all of them since.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) unverified: bool,
     pub(crate) phase: Phase,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over references"
+)]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +103,9 @@ pub(crate) struct SegmentState {
     /// The lineage of the moment; absent in stores of before, where it is the store's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lineage: Option<LineageId>,
+    /// The boundary was opened while the heads were unverified.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) unverified: bool,
     pub(crate) sealed: bool,
     /// The blobs that belong to the boundary.
     pub(crate) blobs: Vec<BlobRef>,
@@ -230,6 +245,8 @@ pub(crate) enum Record {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         follows: Option<Box<History>>,
     },
+    /// All of the heads was compared with the other side's disks.
+    Verified,
     /// What the piece overwrites is saved; it may be half written from now on.
     CopySaved {
         piece: Piece,
@@ -345,6 +362,7 @@ impl State {
                     self.follow(*history);
                 }
                 self.applying = None;
+                self.unverified = kind == CopyKind::ByMaps;
                 self.mixed = Some(Mixed {
                     boundary,
                     sequence,
@@ -353,6 +371,7 @@ impl State {
                     writing: self.mixed.and_then(|mixed| mixed.writing),
                 });
             }
+            Record::Verified => self.unverified = false,
             Record::CopySaved { piece, lengths } => {
                 self.set_lengths_of_open(lengths)?;
                 let mixed = self.mixed.as_mut().ok_or("a piece of no copy")?;

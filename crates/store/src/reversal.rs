@@ -91,6 +91,7 @@ impl Reversal {
             is_point: true,
             kind: PointKind::Standard,
             lineage: Some(left),
+            unverified: false,
             sealed: false,
             blobs: Vec::new(),
             disks: sizes
@@ -350,6 +351,7 @@ fn take_over(
         segments: vec![point],
         merging: None,
         mixed: None,
+        unverified: false,
         phase: Phase::Replica,
     };
     Journal::begin(disk, layout, &state).map(|_| ())

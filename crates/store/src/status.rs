@@ -41,6 +41,9 @@ pub struct Point {
     /// The lineage of the moment. Another one than the store's after a reversal: then the point
     /// holds what the side that lost had written.
     pub lineage: LineageId,
+    /// Not so where a reversal has relied on maps, and the comparison of everything that follows
+    /// had not ended when the point was made.
+    pub verified: bool,
     /// Whether stock QEMU tools can open it now, and the file to open per disk.
     pub sealed: bool,
     /// How many readers it has: tests, exports, captures.
@@ -109,6 +112,8 @@ pub struct Status {
     pub applied: Sequence,
     /// What the heads hold.
     pub heads: Heads,
+    /// Whether the heads are known to be what the other side holds by more than maps.
+    pub verified: bool,
     /// The copy of whole disks that is under way.
     pub copy: Option<CopyStatus>,
     /// The newest moment received.
@@ -162,6 +167,7 @@ impl Store {
             role: self.role(),
             applied: self.applied(),
             heads: self.heads(),
+            verified: self.is_verified(),
             copy: self.copy_status(),
             tip: self.tip(),
             applying: self.state.applying.is_some(),
@@ -261,6 +267,7 @@ impl Store {
             consistency: segment.moment.consistency,
             kind: segment.kind,
             lineage: segment.lineage.unwrap_or(self.state.lineage.id),
+            verified: !segment.unverified,
             sealed,
             users: self.users(segment.number),
             disks: disks.collect(),

@@ -107,6 +107,7 @@ impl Store {
             next_segment: 1,
             merging: None,
             mixed: None,
+            unverified: false,
             phase: Phase::Replica,
         };
         Journal::begin(&disk, &layout, &state)?;

@@ -298,6 +298,57 @@ fn what_does_not_continue_the_copy_is_refused() {
 }
 
 #[test]
+fn what_maps_were_believed_for_is_unverified_until_all_was_compared() {
+    let disk = Recorder::new();
+    let (mut store, mut shadow) = replica(&disk, 8);
+    assert!(store.is_verified());
+    let copy = begin(&mut store, &mut shadow, CopyKind::ByMaps);
+    copy_piece(&mut store, &mut shadow, copy, 0, 0..65536).unwrap();
+    assert!(matches!(
+        refusal(store.mark_verified()),
+        Refused::Mixed { .. }
+    ));
+    // The same copy, and the maps are not believed any more: nothing counts as done.
+    let compared = NewCopy {
+        sequence: copy,
+        kind: CopyKind::Resync,
+    };
+    let status = store.begin_copy(compared, NOW).unwrap();
+    assert_eq!(status.disks[0].1, []);
+    assert!(store.is_verified());
+
+    let copy = begin(&mut store, &mut shadow, CopyKind::ByMaps);
+    copy_rest(&mut store, &mut shadow, &mut Random::new(2)).unwrap();
+    store.receive(&shadow.capture_closing()[..]).unwrap();
+    apply_all(&mut store);
+    assert!(store.applied() > copy);
+    let early = store.make_point(NOW, PointKind::Standard).unwrap();
+    drop(store);
+    let mut store = open(&disk);
+    assert!(!store.is_verified());
+    store.mark_verified().unwrap();
+    store.mark_verified().unwrap();
+    drop(store);
+    let mut store = open(&disk);
+    assert!(store.is_verified());
+    shadow.work(Activity::MIXED);
+    store.receive(&shadow.capture()[..]).unwrap();
+    apply_all(&mut store);
+    let late = store.make_point(NOW, PointKind::Standard).unwrap();
+    let points = store.status().unwrap().points;
+    let verified = |sequence| {
+        let point = points.iter().find(|point| point.sequence == sequence);
+        point.unwrap().verified
+    };
+    assert!(!verified(early) && verified(late));
+    // Those from before the copy are what they were.
+    assert!(points.iter().any(|point| point.sequence < copy));
+    let older = points.iter().filter(|point| point.sequence < copy);
+    assert!(older.into_iter().all(|point| point.verified));
+    compare_point(&store, late, &shadow).unwrap();
+}
+
+#[test]
 fn the_same_copy_again_changes_nothing_and_a_newer_one_forgets_what_was_done() {
     let disk = Recorder::new();
     let (mut store, mut shadow) = replica(&disk, 7);
@@ -412,7 +463,7 @@ impl Copying {
                 Store::init(port(&disk), Path::new(ROOT), &shadow.new_store(), "test").unwrap();
                 shadow
             }
-            CopyKind::Resync => replica(&disk, seed).1,
+            CopyKind::Resync | CopyKind::ByMaps => replica(&disk, seed).1,
         };
         let sequence = shadow.begin_copy();
         Self {

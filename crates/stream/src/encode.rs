@@ -227,6 +227,11 @@ impl<W: Write> Encoder<W> {
         Ok((footer, self.writer))
     }
 
+    /// The writer. Bytes that it holds may be taken out; nothing else may be written to it.
+    pub const fn writer_mut(&mut self) -> &mut W {
+        &mut self.writer
+    }
+
     /// How many bytes of the stream have been handed to the writer.
     #[must_use]
     pub const fn position(&self) -> u64 {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lifeboat_sys::disk::{
-    Access, Cloned, DiskPort, EntryKind, FaultDisk, ImageGuard, RealDisk, Recorder,
+    Access, Cloned, DIRECT_ALIGNMENT, DiskPort, EntryKind, FaultDisk, ImageGuard, RealDisk,
+    Recorder,
 };
 
 /// Runs a rule on the kernel's file system, in memory, and behind the fault wrapper.
@@ -38,6 +39,37 @@ fn what_is_written_is_read_back_and_holes_are_zero() {
             file.read_at(&mut buffer, 9_999).unwrap_err().kind(),
             ErrorKind::UnexpectedEof
         );
+    });
+}
+
+#[test]
+fn what_is_written_past_the_cache_is_read_back_whatever_its_alignment() {
+    on_every_disk(|disk, root| {
+        let file = disk.create(&root.join("a")).unwrap();
+        file.write_at(&[1; 40_000], 0).unwrap();
+        let mut expected = vec![1; 40_000];
+        let memory: Vec<u8> = (0..60_000_u32).map(|at| (at / 7) as u8).collect();
+        let aligned = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
+        // In memory that is aligned and is not, whole blocks, a tail, less than a block, nothing.
+        for (from, len, at) in [
+            (aligned, 8192, 4096),
+            (aligned, 9000, 28_672),
+            (aligned + 512, 8192, 16_384),
+            (aligned, 4096, 100),
+            (aligned, 512, 0),
+            (aligned, 0, 4096),
+            (aligned, 8192, 36_864),
+        ] {
+            let bytes = &memory[from..from + len];
+            file.write_past_cache_at(bytes, at as u64).unwrap();
+            expected.resize(expected.len().max(at + len), 0);
+            expected[at..at + len].copy_from_slice(bytes);
+            let mut found = vec![0; expected.len()];
+            file.read_at(&mut found, 0).unwrap();
+            assert!(found == expected, "{len} bytes from {from} at {at}");
+        }
+        assert_eq!(file.len().unwrap(), expected.len() as u64);
+        file.sync().unwrap();
     });
 }
 

@@ -137,6 +137,8 @@ pub enum ResyncCause {
     CopyUnfinished,
     /// The replica's store is damaged.
     ReplicaDamaged,
+    /// A comparison in the background has found what no map knows of.
+    Differs,
     /// An operator wants it.
     Requested,
     /// The roles were swapped.

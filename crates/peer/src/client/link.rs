@@ -27,7 +27,7 @@ use crate::cancel::Cancel;
 use crate::message::{
     Adopted, Adoption, BeginCopy, ChangeSettings, ChunkPlace, CopyProgress, DeltaPlace,
     DigestQuery, GuestStatus, Introduction, NewReplica, PlannedFailover, Removal, ReplicaReport,
-    SessionRequest, TakeOver,
+    SessionRequest, TakeOver, Verified,
 };
 use crate::pki::checked_host_name;
 use crate::throttle::Cancelled;
@@ -393,6 +393,10 @@ impl Link for TlsLink {
                 why: why.to_string(),
             })?;
         self.message(Call::Digests, &message, Shape::Bytes(length))
+    }
+
+    fn verified(&self, message: Verified) -> Result<(), LinkError> {
+        self.told(Call::Verified, &message)
     }
 
     fn put_chunk(&self, place: ChunkPlace, body: &mut (dyn Read + Send)) -> Result<(), LinkError> {

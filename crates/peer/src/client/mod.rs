@@ -25,7 +25,7 @@ use crate::cancel::Cancel;
 use crate::message::{
     Adopted, Adoption, BeginCopy, ChangeSettings, ChunkPlace, CopyProgress, DeltaPlace,
     DigestQuery, GuestStatus, Introduction, NewReplica, PlannedFailover, Removal, ReplicaReport,
-    SessionRequest, TakeOver,
+    SessionRequest, TakeOver, Verified,
 };
 use crate::tls::ReloadableTls;
 
@@ -49,6 +49,8 @@ pub trait Link: Send + Sync + Debug {
 
     /// Exactly the bytes that the query asks for.
     fn digests(&self, message: DigestQuery) -> Result<Vec<u8>, LinkError>;
+
+    fn verified(&self, message: Verified) -> Result<(), LinkError>;
 
     /// Sends `body` to its end. The peer may refuse without reading it.
     fn put_chunk(&self, place: ChunkPlace, body: &mut (dyn Read + Send)) -> Result<(), LinkError>;

@@ -97,6 +97,7 @@ impl Work {
             Call::BeginSession => self.asked(request, Host::begin_session).await,
             Call::BeginCopy => self.asked(request, Host::begin_copy).await,
             Call::Digests => self.digests(request).await,
+            Call::Verified => self.told(request, Host::verified).await,
             Call::PutChunk => {
                 let place = place(&request)?;
                 self.stream(request, |host, peer, body| {

@@ -6,7 +6,7 @@ use lifeboat_model::{DiskSize, Sequence};
 use lifeboat_peer::{
     Adoption, BeginCopy, Cancel, ChangeSettings, ChunkPlace, CopyKind, DigestQuery, Limits, Link,
     LinkError, Links, NewReplica, Patience, PeerDisk, PlannedFailover, PlannedPhase, RefusalCode,
-    Removal, ServerEvent, SessionRequest, TakeOver, TakeOverState,
+    Removal, ServerEvent, SessionRequest, TakeOver, TakeOverState, Verified,
 };
 
 use crate::support::{
@@ -65,6 +65,7 @@ pub fn digest_query() -> DigestQuery {
         ranges: vec![0..4096, 8192..12288],
         unit: 4096,
         key: "ab".repeat(32),
+        at: None,
     }
 }
 
@@ -105,6 +106,12 @@ fn every_call_is_heard_and_answered() {
     };
     assert_eq!(link.begin_copy(copy).unwrap().copy, Sequence::new(5));
     assert_eq!(link.digests(digest_query()).unwrap().len(), 32);
+    link.verified(Verified {
+        relationship: relationship(),
+        lineage: lineage().id,
+        at: Sequence::new(6),
+    })
+    .unwrap();
     link.put_chunk(chunk_place(), &mut [7_u8; 3000].as_slice())
         .unwrap();
     let got = link.put_delta(delta_place(), &mut [].as_slice()).unwrap();
@@ -146,6 +153,7 @@ fn every_call_is_heard_and_answered() {
         "begin session",
         "begin copy",
         "digests",
+        "verified at 6",
         "chunk of 3000 bytes at 65536",
         "delta 42",
         "planned failover Prepared",

@@ -8,7 +8,7 @@ use lifeboat_peer::{
     Adopted, Adoption, BeginCopy, ChangeSettings, ChangedDisk, ChangedSince, ChunkPlace,
     CopiedDisk, CopyKind, CopyProgress, DeltaPlace, DigestQuery, GuestStatus, Introduction,
     NewReplica, PeerDisk, PlannedFailover, PlannedPhase, Refusal, RefusalCode, Removal,
-    ReplicaReport, ReplicaRole, SessionRequest, TakeOver, TakeOverState, Tip,
+    ReplicaReport, ReplicaRole, SessionRequest, TakeOver, TakeOverState, Tip, Verified,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -245,6 +245,7 @@ fn messages_of_a_copy_are_stable() {
             ranges: vec![0..4096, 8192..12288],
             unit: 4096,
             key: "0f".repeat(32),
+            at: Some(Sequence::new(6)),
         },
         &json!({
             "relationship": RELATIONSHIP,
@@ -253,6 +254,19 @@ fn messages_of_a_copy_are_stable() {
             "ranges": [{"start": 0, "end": 4096}, {"start": 8192, "end": 12288}],
             "unit": 4096,
             "key": "0f".repeat(32),
+            "at": 6,
+        }),
+    );
+    assert_golden(
+        &Verified {
+            relationship: relationship(),
+            lineage: lineage().id,
+            at: Sequence::new(6),
+        },
+        &json!({
+            "relationship": RELATIONSHIP,
+            "lineage": LINEAGE,
+            "at": 6,
         }),
     );
     assert_golden(

@@ -15,7 +15,7 @@ use lifeboat_peer::{
     DigestQuery, GuestStatus, Host, Introduction, Limits, Link, Links, NewReplica, Patience,
     PeerAddress, PeerName, PeerServer, PeerTls, PlannedFailover, PlannedPhase, Refusal,
     RefusalCode, ReloadableTls, Removal, ReplicaReport, ReplicaRole, ServerEvent, SessionRequest,
-    TakeOver, TlsLinks,
+    TakeOver, TlsLinks, Verified,
 };
 use tempfile::TempDir;
 
@@ -314,6 +314,11 @@ impl Host for Scripted {
             prepared: None,
             unsent_bytes: 7,
         })
+    }
+
+    fn verified(&self, caller: &PeerName, message: Verified) -> Answer<()> {
+        self.hear(caller, &format!("verified at {}", message.at));
+        Ok(())
     }
 
     fn take_over(&self, caller: &PeerName, message: TakeOver) -> Answer<()> {

@@ -19,6 +19,9 @@ pub struct Point {
     pub opened_time: Time,
     /// It belongs to a history that was left behind: what the loser of a failover had written.
     pub abandoned: bool,
+    /// Not so where a reversal has relied on maps, and the comparison of everything that follows
+    /// had not ended when the point was made.
+    pub verified: bool,
     /// Whether QEMU's own tools open it.
     pub sealed: bool,
     pub in_use: bool,
@@ -38,6 +41,7 @@ impl From<PointView> for Point {
             creation_time: view.captured_at.into(),
             opened_time: view.opened_at.into(),
             abandoned: view.abandoned,
+            verified: view.verified,
             sealed: view.sealed,
             in_use: view.in_use,
         }

@@ -287,6 +287,7 @@ fn points() -> Vec<PointView> {
         captured_at: ago(7200 - sequence),
         opened_at: ago(7100 - sequence),
         abandoned: false,
+        verified: true,
         sealed: true,
         in_use: sequence == 12,
     };

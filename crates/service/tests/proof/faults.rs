@@ -44,6 +44,7 @@ const PLANNED_FAILOVER: Flow = Flow {
         world.write_at(At::Beta, 3);
         world.reverse(At::Beta);
         world.replicate(At::Beta);
+        world.verify(At::Beta);
         world.expect_replica(At::Alpha);
         assert!(world.traffic().0 - copied < LITTLE, "everything travelled");
     },
@@ -258,6 +259,7 @@ fn every_call_of_the_protocol_is_made_in_a_flow_whose_answers_are_lost() {
         "put_delta",
         "remove",
         "take_over",
+        "verified",
     ];
     assert_eq!(asked.into_iter().collect::<Vec<_>>(), all);
 }

@@ -80,6 +80,37 @@ fn a_vm_sends_no_faster_than_it_may_and_a_new_limit_holds_for_what_is_under_way(
 }
 
 #[test]
+fn a_replica_that_applies_too_slowly_takes_no_more_and_catches_up() {
+    let mut world = World::new(15, &[("vda", 200 << 20)]);
+    world.enable(SettingsChange {
+        compression_enabled: Some(false),
+        apply_backlog_limit: Some(5),
+        ..SettingsChange::default()
+    });
+    world.copy();
+    let gate = std::sync::Arc::clone(&world.beta.gate);
+    let held = gate.hold_applying();
+    // More than is let wait, whatever applying managed before.
+    world.write(15_000);
+    let before = world.alpha.relation(world.vm).last_sequence;
+    world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+    world.wait("it is received", |world| {
+        world.alpha.relation(world.vm).last_sequence > before
+    });
+    let waiting = world.beta.backlog(world.vm);
+    assert!(waiting > 64 << 20, "{waiting} bytes wait");
+    world.write(3);
+    world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+    world.wait("the refusal is told", |world| {
+        world.story().contains("wait to be applied")
+    });
+    assert_eq!(world.beta.backlog(world.vm), waiting);
+    drop(held);
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+}
+
+#[test]
 fn a_worker_that_panics_is_not_the_vm_s_last_one() {
     let mut world = World::replicated(14);
     for call in 0..12 {

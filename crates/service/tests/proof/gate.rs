@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use lifeboat_catalog::Catalog;
 use lifeboat_sys::disk::{Access, Cloned, DiskFile, DiskPort, Entry, EntryKind};
@@ -41,6 +41,8 @@ pub struct Gate {
     /// Calls are not counted, and nobody dies at one.
     spared: AtomicBool,
     passing: RwLock<()>,
+    /// While it is locked nothing is written to segments: nothing is applied.
+    applying: Mutex<()>,
 }
 
 impl fmt::Debug for Gate {
@@ -62,6 +64,7 @@ impl Gate {
             death: Mutex::new(None),
             spared: AtomicBool::new(false),
             passing: RwLock::new(()),
+            applying: Mutex::new(()),
         })
     }
 
@@ -122,6 +125,11 @@ impl Gate {
     pub fn panic_at(&self, call: u64) {
         self.panics_at.store(self.calls() + call, Ordering::SeqCst);
         self.expose();
+    }
+
+    /// Nothing is applied until this is dropped.
+    pub fn hold_applying(&self) -> MutexGuard<'_, ()> {
+        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on there is no space left.
@@ -232,9 +240,11 @@ pub struct GatedDisk {
 }
 
 impl GatedDisk {
-    fn wrap(&self, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+    fn wrap(&self, inner: Arc<dyn DiskFile>, path: &Path) -> Arc<dyn DiskFile> {
+        let is_segment = path.components().any(|part| part.as_os_str() == "seg");
         Arc::new(GatedFile {
             inner,
+            is_segment,
             gate: Arc::clone(&self.gate),
         })
     }
@@ -242,11 +252,11 @@ impl GatedDisk {
 
 impl DiskPort for GatedDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(self.gate.space(|| self.inner.create(path))?))
+        Ok(self.wrap(self.gate.space(|| self.inner.create(path))?, path))
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.wrap(self.gate.look(|| self.inner.open(path, access))?))
+        Ok(self.wrap(self.gate.look(|| self.inner.open(path, access))?, path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -296,6 +306,7 @@ impl DiskPort for GatedDisk {
 #[derive(Debug)]
 struct GatedFile {
     inner: Arc<dyn DiskFile>,
+    is_segment: bool,
     gate: Arc<Gate>,
 }
 
@@ -305,6 +316,9 @@ impl DiskFile for GatedFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.is_segment {
+            drop(self.gate.hold_applying());
+        }
         self.gate.space(|| self.inner.write_at(bytes, offset))
     }
 

@@ -11,7 +11,7 @@ use lifeboat_peer::testing::MemoryLinks;
 use lifeboat_peer::{
     Adopted, Adoption, BeginCopy, Cancel, ChangeSettings, ChunkPlace, CopyProgress, DeltaPlace,
     DigestQuery, GuestStatus, Introduction, Link, LinkError, Links, NewReplica, PeerAddress,
-    PlannedFailover, Removal, ReplicaReport, SessionRequest, TakeOver,
+    PlannedFailover, Removal, ReplicaReport, SessionRequest, TakeOver, Verified,
 };
 
 use crate::gate::Gate;
@@ -23,6 +23,8 @@ pub struct Hosts {
     pub calls: AtomicU64,
     /// Which calls of the protocol were made.
     pub asked: Mutex<BTreeSet<&'static str>>,
+    /// Calls that nobody hears; `comparison` are questions for digests of one moment.
+    pub unheard: Mutex<BTreeSet<&'static str>>,
     /// Every delta, as it was sent, with the receipt for it.
     pub deltas: Mutex<Vec<SentDelta>>,
     /// Bytes of pieces of copies.
@@ -95,6 +97,9 @@ impl GatedLink {
     ) -> Result<T, LinkError> {
         let number = self.own.announce().map_err(|_| self.interrupted())?;
         self.hosts.calls.fetch_add(1, Ordering::SeqCst);
+        if lock(&self.hosts.unheard).contains(name) {
+            return Err(self.interrupted());
+        }
         lock(&self.hosts.asked).insert(name);
         let callee = self.hosts.gate(&self.address);
         let is_dead = || callee.as_ref().is_some_and(|gate| gate.is_killed());
@@ -155,6 +160,9 @@ impl Link for GatedLink {
     }
 
     fn digests(&self, message: DigestQuery) -> Result<Vec<u8>, LinkError> {
+        if message.at.is_some() && lock(&self.hosts.unheard).contains("comparison") {
+            return Err(self.interrupted());
+        }
         self.call("digests", || self.inner.digests(message))
     }
 
@@ -179,6 +187,10 @@ impl Link for GatedLink {
             receipt,
         });
         Ok(receipt)
+    }
+
+    fn verified(&self, message: Verified) -> Result<(), LinkError> {
+        self.call("verified", || self.inner.verified(message))
     }
 
     fn planned_failover(&self, message: PlannedFailover) -> Result<(), LinkError> {

@@ -14,4 +14,5 @@ mod lost_maps;
 mod reversal;
 mod site;
 mod survivor;
+mod verification;
 mod world;

@@ -484,6 +484,23 @@ impl World {
         self.reach("compared", At::Alpha, &again, Self::is_replicating);
     }
 
+    /// Whether a side knows that nothing but maps has compared the disks.
+    pub fn is_unverified(&self, at: At) -> bool {
+        let health = self.site(at).service.health(&admin(), &VmRef::Id(self.vm));
+        let reasons = health.unwrap().reasons;
+        reasons.iter().any(|reason| reason.kind == "unverified")
+    }
+
+    /// After a reversal from `from` everything is compared, and both sides know it.
+    pub fn verify(&mut self, from: At) {
+        let now = VmOperation::ReplicateNow;
+        self.reach("both sides are verified", from, &now, |world| {
+            ![At::Alpha, At::Beta]
+                .into_iter()
+                .any(|at| world.is_unverified(at))
+        });
+    }
+
     /// The roles are swapped, and everything is in step again.
     pub fn reverse(&mut self, at: At) {
         let reverse = VmOperation::ReverseReplication(ReverseReplication::default());

@@ -181,6 +181,12 @@ impl DiskFile for FaultFile {
         self.inner.write_at(bytes, offset)
     }
 
+    fn write_past_cache_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.poison.check()?;
+        self.plan.space()?;
+        self.inner.write_past_cache_at(bytes, offset)
+    }
+
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         self.poison.check()?;
         self.plan.other()?;

@@ -105,6 +105,9 @@ pub trait DiskPort: Send + Sync + Debug {
     fn available(&self, path: &Path) -> io::Result<u64>;
 }
 
+/// What [`DiskFile::write_past_cache_at`] needs addresses, offsets and lengths to be a multiple of.
+pub const DIRECT_ALIGNMENT: usize = 4096;
+
 /// An open file.
 #[expect(
     clippy::len_without_is_empty,
@@ -116,6 +119,13 @@ pub trait DiskFile: Send + Sync + Debug {
 
     /// Writes all of `bytes` at `offset`, growing the file if need be.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// As [`write_at`](Self::write_at), for much that nobody reads soon: goes past the page cache
+    /// where the file system can do that and `bytes`, their address included, are whole blocks of
+    /// [`DIRECT_ALIGNMENT`]. Durable only after [`sync`](Self::sync), like everything.
+    fn write_past_cache_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(bytes, offset)
+    }
 
     /// Makes the range read as zeroes and gives its space back. Never changes the length.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;

@@ -4,15 +4,16 @@ use std::any::Any;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::poison::Poison;
-use super::{Access, Cloned, DiskFile, DiskPort, Entry, EntryKind};
+use super::{Access, Cloned, DIRECT_ALIGNMENT, DiskFile, DiskPort, Entry, EntryKind};
 use crate::raw::{self, ByteLock};
 
 /// Files and folders of this host.
@@ -35,6 +36,7 @@ impl RealDisk {
         }
         Ok(Arc::new(RealFile {
             file,
+            direct: OnceLock::new(),
             poison: Poison::default(),
         }))
     }
@@ -133,10 +135,24 @@ fn entry_kind(file_type: fs::FileType) -> EntryKind {
 #[derive(Debug)]
 struct RealFile {
     file: File,
+    /// The same file, past the page cache; nothing where that cannot be had.
+    direct: OnceLock<Option<File>>,
     poison: Poison,
 }
 
 impl RealFile {
+    fn direct(&self) -> Option<&File> {
+        let direct = self.direct.get_or_init(|| {
+            // By its descriptor: its name may be another file's by now.
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let mut options = OpenOptions::new();
+            options.write(true);
+            options.custom_flags(libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NONBLOCK);
+            options.open(path).ok()
+        });
+        direct.as_ref()
+    }
+
     /// Zeroes a range where the file system cannot punch holes.
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -159,6 +175,27 @@ impl DiskFile for RealFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.poison.check()?;
         self.file.write_all_at(bytes, offset)
+    }
+
+    fn write_past_cache_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.poison.check()?;
+        let whole = bytes.len() / DIRECT_ALIGNMENT * DIRECT_ALIGNMENT;
+        let is_aligned = offset.is_multiple_of(DIRECT_ALIGNMENT as u64)
+            && bytes.as_ptr().addr().is_multiple_of(DIRECT_ALIGNMENT);
+        let direct = self.direct().filter(|_| is_aligned && whole > 0);
+        let Some(direct) = direct else {
+            return self.file.write_all_at(bytes, offset);
+        };
+        match direct.write_all_at(&bytes[..whole], offset) {
+            Ok(()) => self
+                .file
+                .write_all_at(&bytes[whole..], offset + whole as u64),
+            // The file system takes the flag and not the write.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.file.write_all_at(bytes, offset)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -100,7 +100,15 @@ fn points_text(points: &[Point]) -> String {
     if points.is_empty() {
         return "there are no recovery points\n".to_owned();
     }
-    let mut table = Table::new(&["POINT", "TAKEN", "KIND", "SEALED", "IN USE", "ABANDONED"]);
+    let mut table = Table::new(&[
+        "POINT",
+        "TAKEN",
+        "KIND",
+        "SEALED",
+        "IN USE",
+        "ABANDONED",
+        "VERIFIED",
+    ]);
     for point in points {
         table.row([
             point.sequence.to_string(),
@@ -109,6 +117,7 @@ fn points_text(points: &[Point]) -> String {
             yes_no(point.sealed).to_owned(),
             yes_no(point.in_use).to_owned(),
             yes_no(point.abandoned).to_owned(),
+            yes_no(point.verified).to_owned(),
         ]);
     }
     table.render()
