@@ -25,11 +25,12 @@ fn words_of(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = line.trim();
     while !rest.is_empty() {
-        let (word, after) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+        let quote = rest.chars().next().filter(|c| ['"', '\''].contains(c));
+        let (word, after) = match quote {
+            Some(quote) => rest[1..].split_once(quote).unwrap_or((&rest[1..], "")),
             None => rest.split_once(' ').unwrap_or((rest, "")),
         };
-        if ["#", "&&", "|", ">", "2>", ";"].contains(&word) {
+        if ["#", "&&", "|", ">", "2>", ";", "\\"].contains(&word) {
             break;
         }
         words.push(word.to_owned());
@@ -48,7 +49,10 @@ fn commands_in(path: &Path) -> Vec<Named> {
     // In running text and messages: between backquotes.
     for (at, _) in text.match_indices("`lifeboat ") {
         let line = text[at + 1..].split(['`', '\n']).next().unwrap_or_default();
-        commands.push(named(line));
+        // Not what a program puts together.
+        if !line.contains(['{', '(']) {
+            commands.push(named(line));
+        }
     }
     // In blocks of a page: a line of its own, perhaps behind a prompt.
     let is_page = path.extension().is_some_and(|extension| extension == "md");
@@ -105,7 +109,8 @@ fn every_command_that_is_named_can_be_typed() {
             | ErrorKind::DisplayVersion
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => true,
             ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
-                words.iter().any(|word| is_placeholder(word))
+                let is_cut = words.last().is_some_and(|word| word.starts_with("--"));
+                is_cut || words.iter().any(|word| is_placeholder(word))
             }
             _ => false,
         };

@@ -9,6 +9,7 @@ use std::ops::Range;
 use lifeboat_model::{BLOCK_SIZE, DiskId, LineageId, RelationshipId, Sequence};
 use lifeboat_stream::{DecodeError, Decoder, Ending, Frame, Header, Kind, Limits};
 use lifeboat_sys::disk::DIRECT_ALIGNMENT;
+use lifeboat_sys::memory;
 
 /// The most that one piece covers of a disk, in bytes. All of its data is held in memory.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
@@ -54,6 +55,7 @@ impl AlignedBytes {
     /// Room for `most` bytes. Memory that is never filled is never taken from the machine.
     fn with_room(most: usize) -> Self {
         let mut memory: Vec<u8> = Vec::with_capacity(most + DIRECT_ALIGNMENT);
+        memory::will_be_filled(memory.spare_capacity_mut());
         let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
         memory.resize(start, 0);
         Self { memory, start }

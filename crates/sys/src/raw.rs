@@ -1,9 +1,10 @@
 //! The system calls no safe wrapper offers: open-file-description locks,
-//! `FICLONERANGE`, `sync_file_range`, shared mappings.
+//! `FICLONERANGE`, `sync_file_range`, shared mappings, advice about memory.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -142,5 +143,21 @@ fn check(result: libc::c_int) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// Asks for huge pages behind the whole pages of this memory.
+pub(crate) fn advise_huge_pages(memory: &mut [MaybeUninit<u8>]) {
+    const PAGE: usize = 4096;
+    let skipped = memory.as_ptr().align_offset(PAGE);
+    let Some(pages) = memory.get_mut(skipped..) else {
+        return;
+    };
+    let bytes = pages.len() / PAGE * PAGE;
+    if bytes > 0 {
+        // SAFETY: the range is whole pages of memory that the caller has for itself, and this
+        // advice changes neither its content nor its protection. A kernel without huge pages
+        // says no, which costs speed only.
+        let _ = unsafe { libc::madvise(pages.as_mut_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
     }
 }
