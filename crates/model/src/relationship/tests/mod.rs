@@ -38,6 +38,7 @@ fn record(role: Role) -> Record {
         ancestors: Vec::new(),
         drawn: Sequence::new(9),
         role,
+        forwards: None,
     }
 }
 
@@ -131,6 +132,7 @@ fn taken_over(number: u8, ancestors: &[u8]) -> Event {
     Event::Peer(TakeOverNews::TakenOver {
         lineage: lineage(number, from),
         ancestors,
+        hop: Hop::First,
     })
 }
 
