@@ -27,6 +27,6 @@ mod world;
 pub use explore::{Broken, Explored, explore};
 pub use moves::{Fate, Move};
 pub use operator::Command;
-pub use scenes::Scene;
+pub use scenes::{ExtendedScene, Scene};
 pub use walk::walk;
 pub use world::{Budget, Side, World};

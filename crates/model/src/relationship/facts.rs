@@ -209,9 +209,13 @@ impl Record {
         let mut effects = vec![Effect::AnnounceTakeOver];
         match primary {
             Primary::Copying(_) | Primary::Resyncing(_) => effects.push(Effect::AskAdoption),
+            // Where it was given up by somebody further up the chain.
+            Primary::Replicating { .. } | Primary::Preparing { .. } => {
+                let mut step = self.needs_resync(primary, ResyncCause::UnknownMoments);
+                step.effects.push(Effect::AnnounceTakeOver);
+                return step;
+            }
             Primary::Ready { .. }
-            | Primary::Replicating { .. }
-            | Primary::Preparing { .. }
             | Primary::Prepared { .. }
             | Primary::AskingToGoOn { .. }
             | Primary::Suspended { .. }
@@ -517,7 +521,14 @@ impl Record {
         {
             return self.unchanged();
         }
-        self.fence(primary, lineage)
+        let mut heard = self.clone();
+        if self.forwards.is_some() {
+            // Whoever settles it further up the chain must know all that is given up then.
+            for one in ancestors.iter().filter(|one| one.id != self.lineage.id) {
+                heard.remember(*one);
+            }
+        }
+        heard.fence(primary, lineage)
     }
 
     pub(super) fn fence(&self, primary: &Primary, by: Lineage) -> Step {

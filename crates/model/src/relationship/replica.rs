@@ -249,9 +249,7 @@ impl Record {
             Event::CancelResynchronize => Err(self.not_here(Operation::CancelResynchronize)),
             Event::Prepare { .. } => Err(self.not_here(Operation::PreparePlannedFailover)),
             Event::CancelPrepared { .. } => Err(self.not_here(Operation::CancelPlannedFailover)),
-            Event::BecomePrimary => {
-                Err(self.not_here(Operation::ChangeReplicationModeToPrimary))
-            }
+            Event::BecomePrimary => Err(self.not_here(Operation::ChangeReplicationModeToPrimary)),
 
             Event::Survive {
                 over,

@@ -105,13 +105,11 @@ impl Record {
                 .last_receipt()
                 .is_some_and(|last| last.lineage == theirs.id)
                 && self.compare_tips(primary, view) == Standing::InStep;
-            return self
-                .fenced_still(primary, view)
-                .unwrap_or(if is_tracked {
-                    Standing::Unaware { theirs }
-                } else {
-                    Standing::Behind { theirs }
-                });
+            return self.fenced_still(primary, view).unwrap_or(if is_tracked {
+                Standing::Unaware { theirs }
+            } else {
+                Standing::Behind { theirs }
+            });
         }
         if !is_ours && descends(&theirs, &view.ancestors, self.lineage.id) {
             return Standing::TakenOver {
