@@ -1,6 +1,6 @@
 //! Faults end: what becomes of a world then, by itself and with an operator's help.
 
-use lifeboat_model::relationship::{CriticalCause, Primary, ReplicaPhase, Role};
+use lifeboat_model::relationship::{CriticalCause, Operation, Primary, Record, ReplicaPhase, Role};
 
 use crate::disk::{Store, StoreRole};
 use crate::moves::{Fate, Move};
@@ -93,12 +93,31 @@ fn replicates(world: &World, at: usize) -> bool {
         && world.sides[World::host(at)].disk == there.disk
 }
 
-/// Whether nothing but the removal of the second relationship is left: the third host has committed
-/// a history that nobody gave up, or the first two have changed their roles.
+/// Whether nothing but the removal of the second relationship, which is not refused on either
+/// host, is left: the third host has a history that nobody further up the chain can settle any
+/// more, or the first two have changed their roles.
 fn is_second_over(world: &World) -> bool {
-    let third = world.sides[THIRD].replica_phase();
-    world.sides[MIDDLE].replica_phase().is_none()
-        || matches!(third, Some(ReplicaPhase::Committed { .. }))
+    let [middle, third, forwarder] = [MIDDLE, THIRD, FORWARDER].map(|at| &world.sides[at].record);
+    let has_parted = matches!(
+        forwarder.role,
+        Role::Primary(Primary::Critical {
+            cause: CriticalCause::SplitBrain { .. },
+            ..
+        })
+    );
+    let is_over = has_parted
+        || matches!(middle.role, Role::Primary(_))
+        || matches!(
+            world.sides[THIRD].replica_phase(),
+            Some(ReplicaPhase::Committed { .. })
+        );
+    // A resynchronization is paused first.
+    let may_be_removed = |record: &Record| {
+        [Operation::RemoveReplicationRelationship, Operation::Suspend]
+            .into_iter()
+            .any(|operation| record.refuse_unless(operation).is_ok())
+    };
+    is_over && may_be_removed(forwarder) && may_be_removed(third)
 }
 
 /// Runs everything that goes on by itself until the phases stay the same.
@@ -267,6 +286,12 @@ fn for_primary(world: &World, at: usize) -> Option<(usize, Command)> {
     let is_alone = matches!(there.record.role, Role::Primary(_));
     let nobody_reverses = is_alone || there.is_extended() || has_passed_on;
     match primary {
+        // Only whoever writes the history can settle it.
+        Primary::Fenced { .. }
+        | Primary::Critical {
+            cause: CriticalCause::SplitBrain { .. },
+            ..
+        } if at == FORWARDER => None,
         Primary::Ready { .. } => Some((at, Command::StartReplication)),
         Primary::Suspended { .. } | Primary::ResyncSuspended(_) => Some((at, Command::Resume)),
         Primary::Prepared { .. } | Primary::AskingToGoOn { .. } => {

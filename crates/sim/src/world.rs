@@ -254,11 +254,12 @@ impl World {
     pub fn decide(&mut self, at: usize, event: Event) -> Result<(), Refused> {
         let side = &mut self.sides[at];
         let Step { next, effects } = side.record.decide(NOW, event)?;
+        let left = side.record.lineage.id;
         side.record = next;
         for effect in effects {
             side.enqueue(effect);
         }
-        side.follow_record();
+        side.follow_record(left);
         if at == MIDDLE {
             self.tell_forwarder();
         }
@@ -349,7 +350,7 @@ impl Side {
     }
 
     /// The store follows the history that its record follows, and a new replica has a store.
-    fn follow_record(&mut self) {
+    fn follow_record(&mut self, left: LineageId) {
         let Role::Replica(replica) = &self.record.role else {
             return;
         };
@@ -363,7 +364,6 @@ impl Side {
         };
         if is_adopted {
             let (sequence, disk) = (self.record.drawn, self.disk);
-            let left = self.record.ancestors.last().map_or(lineage, |left| left.id);
             self.store = Some(Store {
                 applied: Some((sequence, disk)),
                 points: vec![Point {
