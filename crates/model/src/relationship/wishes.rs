@@ -170,7 +170,11 @@ impl Record {
     ) -> Step {
         let mut effects = stop_work(primary);
         let Some(copy) = self.next_moment() else {
-            return self.primary(awaiting_moment(purpose, cause), effects);
+            let waiting = awaiting_moment(purpose, cause);
+            if waiting == *primary {
+                return self.unchanged();
+            }
+            return self.primary(waiting, effects);
         };
         let copying = Copying {
             copy,

@@ -1,5 +1,6 @@
 //! The contract's transition table, by its numbers, and what it does not say.
 
+mod forward;
 mod rules;
 mod table;
 
