@@ -200,9 +200,7 @@ fn event(world: &World, side: usize, command: Command) -> Option<Event> {
         && command == Command::Reverse
     {
         let operation = Operation::ReverseReplicationRelationship;
-        here.record
-            .refuse_while_extended(operation, &forwarder.record)
-            .ok()?;
+        forwarder.record.refuse_beside(operation).ok()?;
     }
     let event = match command {
         Command::StartVm | Command::StopVm => return None,

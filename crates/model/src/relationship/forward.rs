@@ -93,7 +93,8 @@ impl Upstream {
 
 impl ReplicaView {
     /// With what the second hop's record, beside this one, knows of the third host: where that has
-    /// taken over and this host has not, the peer is told so.
+    /// taken over and this host has not, the peer is told so, and nothing of it is taken in before
+    /// it has asked.
     #[must_use]
     pub fn beside(mut self, extended: &Record) -> Self {
         for one in &extended.ancestors {
@@ -138,23 +139,19 @@ impl Record {
         is_known.then_some(Effect::PassOnTakeOver)
     }
 
-    /// Refuses an operation on the first hop that the second one, whose record is `extended`,
-    /// stands against. A failover that an operator forces is not asked about.
+    /// Refuses an operation on the first hop that this second one stands against. A failover that an
+    /// operator forces is not asked about.
     ///
     /// # Errors
     /// [`Refused::Extended`], and [`Refused::ExtendedTookOver`] for a failover while the VM may
     /// run on the third host.
-    pub fn refuse_while_extended(
-        &self,
-        operation: Operation,
-        extended: &Self,
-    ) -> Result<(), Refused> {
+    pub fn refuse_beside(&self, operation: Operation) -> Result<(), Refused> {
         match operation {
             Operation::CreateReplicationRelationship
             | Operation::RemoveReplicationRelationship
             | Operation::ReverseReplicationRelationship
             | Operation::InitiateFailback => Err(Refused::Extended { operation }),
-            Operation::InitiateFailover => match extended.fenced_by() {
+            Operation::InitiateFailover => match self.fenced_by() {
                 Some(by) => Err(Refused::ExtendedTookOver { by }),
                 None => Ok(()),
             },

@@ -24,6 +24,9 @@
 //! the peer's history descends from ours) until [`Event::Survive`] or [`Event::Yield`] says which
 //! history is kept. A failover that is not committed is given up by [`Event::Revert`].
 //!
+//! A replica's host may forward what it has applied to a third one: that is a record of its own,
+//! whose role is a primary's and which knows only its own peer. See [`Upstream`].
+//!
 //! The numbers of the contract come from [`Record::state`]; nothing else knows them.
 
 mod event;

@@ -367,11 +367,7 @@ fn a_middle_host_that_has_taken_over_itself_says_so_and_nothing_else() {
 
 #[test]
 fn the_first_relationship_is_neither_removed_nor_reversed_while_the_second_exists() {
-    let first = committed();
-    let refused = |operation, extended: &Record| {
-        let refused = first.refuse_while_extended(operation, extended);
-        refused.is_err()
-    };
+    let refused = |operation, extended: &Record| extended.refuse_beside(operation).is_err();
     for operation in Operation::ALL {
         let is_kept = matches!(
             operation,
