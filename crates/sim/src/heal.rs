@@ -72,7 +72,17 @@ fn stuck(world: &World, why: &str, given: &[String]) -> Rule {
 /// Whether changes reach each replica that there still is, and it lacks none.
 fn is_well(world: &World) -> bool {
     if world.has_left() {
-        return replicates(world, MIDDLE) || replicates(world, THIRD);
+        // The first host was left, and must have noticed.
+        let first_goes_on = matches!(
+            world.sides[0].record.role,
+            Role::Primary(
+                Primary::Copying(_)
+                    | Primary::Replicating { .. }
+                    | Primary::Preparing { .. }
+                    | Primary::Resyncing(_)
+            )
+        );
+        return !first_goes_on && (replicates(world, MIDDLE) || replicates(world, THIRD));
     }
     let is_first_well = replicates(world, 0) || replicates(world, MIDDLE);
     is_first_well && (!world.is_extended() || replicates(world, FORWARDER) || is_second_over(world))
