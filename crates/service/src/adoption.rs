@@ -10,7 +10,7 @@ use std::sync::Arc;
 use lifeboat_hypervisor::{HypervisorError, Tracking, VmDefinition};
 use lifeboat_model::authorization::AuthorizationEntry;
 use lifeboat_model::contract::ReturnCode;
-use lifeboat_model::relationship::{Event, Refused, ReplicaPhase, Role, Step};
+use lifeboat_model::relationship::{Event, Hop, Refused, ReplicaPhase, Role, Step};
 use lifeboat_model::{DiskId, Lineage, Sequence};
 use lifeboat_peer::{
     Adopted, Adoption, ChangedDisk, ChangedSince, LinkError, NewReplica, PeerDisk, PeerName,
@@ -429,6 +429,11 @@ impl Service {
             lineage: message.replica.lineage,
             ancestors: message.ancestors.clone(),
             vm: self.power(&vm),
+            hop: if message.replica.extended {
+                Hop::Second
+            } else {
+                Hop::First
+            },
         };
         let step = record
             .decide(self.now(), adopt)

@@ -7,7 +7,7 @@ use lifeboat_hypervisor::VmDefinition;
 use lifeboat_model::authorization::{AuthorizationEntry, AuthorizationTable};
 use lifeboat_model::contract::ReplicationState;
 use lifeboat_model::relationship::{
-    Event, Primary, Record, Replica, ReplicaPhase, Role, TakeOverNews, VmPower,
+    Event, Hop, Primary, Record, Replica, ReplicaPhase, Role, TakeOverNews, VmPower,
 };
 use lifeboat_model::settings::ReplicationSettings;
 use lifeboat_model::{LineageId, Receipt, RelationshipId, Sequence};
@@ -24,7 +24,7 @@ use lifeboat_store::{
 use crate::api::Severity;
 use crate::replica::ReplicaStore;
 use crate::service::{Service, with_causes};
-use crate::vm::{Task, VmArc};
+use crate::vm::{Task, Vm, VmArc};
 
 /// The largest definition or settings that a peer may send, in bytes of JSON.
 const MAX_DOCUMENT: usize = 64 << 10;
@@ -539,6 +539,7 @@ impl Host for Service {
             TakeOverState::FailedOver | TakeOverState::Committed => TakeOverNews::TakenOver {
                 lineage: message.lineage,
                 ancestors: message.ancestors,
+                hop: hop_of(&vm),
             },
             TakeOverState::Reverted => TakeOverNews::Reverted,
         };
@@ -792,6 +793,14 @@ fn unknown_relationship() -> Refusal {
     )
 }
 
+/// How this host is replicated to: a take-over's news do not say, and change nothing of it.
+fn hop_of(vm: &Vm) -> Hop {
+    match vm.core().relation().map(|relation| &relation.record().role) {
+        Some(Role::Replica(replica)) if replica.extended => Hop::Second,
+        Some(Role::Replica(_) | Role::Primary(_)) | None => Hop::First,
+    }
+}
+
 /// A new replica's record.
 pub(crate) fn replica_record(message: &NewReplica) -> Record {
     Record {
@@ -801,5 +810,6 @@ pub(crate) fn replica_record(message: &NewReplica) -> Record {
         ancestors: Vec::new(),
         drawn: Sequence::ZERO,
         role: Role::Replica(Replica::waiting(message.extended)),
+        forwards: None,
     }
 }

@@ -335,6 +335,7 @@ impl Service {
             ancestors: Vec::new(),
             drawn: Sequence::ZERO,
             role: Role::Primary(Primary::Ready { start: None }),
+            forwards: None,
         };
         let disks = definition
             .settings()

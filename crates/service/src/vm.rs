@@ -288,6 +288,7 @@ impl Task {
                 | Effect::CommitStore
                 | Effect::AnnounceTakeOver
                 | Effect::AskAdoption
+                | Effect::PassOnTakeOver
                 | Effect::Report(_) => false,
             },
         }

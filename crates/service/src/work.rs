@@ -44,6 +44,12 @@ impl Service {
             Effect::CommitStore => self.commit_store(vm),
             Effect::AnnounceTakeOver => self.announce_take_over(vm),
             Effect::AskAdoption => self.ask_adoption(vm),
+            // Of a second hop's record, which this service does not make.
+            Effect::PassOnTakeOver => self.note_trouble(
+                vm,
+                ReturnCode::NotSupported,
+                "pass on a take-over: extended replication is not supported".to_owned(),
+            ),
         }
     }
 

@@ -51,6 +51,12 @@ impl Maps {
         }
     }
 
+    pub fn mark_all(&mut self, changed: Blocks) {
+        if let Some((_, blocks)) = self.0.last_mut() {
+            *blocks |= changed;
+        }
+    }
+
     /// The maps that lie before the moment are not needed any more.
     pub fn forget(&mut self, moment: Sequence) {
         if self.0.iter().any(|(begun, _)| *begun == moment) {
@@ -135,6 +141,14 @@ pub enum StoreRole {
     Committed,
 }
 
+/// What a replica's disk was at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Point {
+    pub lineage: LineageId,
+    pub sequence: Sequence,
+    pub disk: Disk,
+}
+
 /// A replica's folder; its head is the host's disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Store {
@@ -146,7 +160,7 @@ pub struct Store {
     pub copy: Option<Sequence>,
     pub tip: Option<(Sequence, DeltaId)>,
     pub pending: Vec<Delta>,
-    pub points: Vec<(Sequence, Disk)>,
+    pub points: Vec<Point>,
 }
 
 impl Store {
@@ -226,7 +240,11 @@ impl Store {
             self.copy = None;
         }
         self.applied = Some((delta.sequence, *head));
-        self.points.push((delta.sequence, *head));
+        self.points.push(Point {
+            lineage: delta.lineage,
+            sequence: delta.sequence,
+            disk: *head,
+        });
         if self.points.len() > POINTS {
             self.points.remove(0);
         }

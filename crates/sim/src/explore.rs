@@ -16,7 +16,7 @@ pub struct Explored {
     pub transitions: usize,
     /// The longest shortest way to a state, in moves.
     pub depth: usize,
-    /// States from which faults were ended and operators brought the two sides together again.
+    /// States from which faults were ended and operators brought the sides together again.
     pub healed: usize,
 }
 
@@ -24,17 +24,17 @@ pub struct Explored {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
     pub rule: Rule,
-    pub start: [String; 2],
+    pub start: Vec<String>,
     /// Each with the phases it leads to; the last one breaks the rule.
-    pub trace: Vec<(Move, [String; 2])>,
+    pub trace: Vec<(Move, Vec<String>)>,
 }
 
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.rule)?;
-        writeln!(f, "   0. start -> {} | {}", self.start[0], self.start[1])?;
-        for (number, (one, [first, second])) in self.trace.iter().enumerate() {
-            writeln!(f, "{:>4}. {one:?} -> {first} | {second}", number + 1)?;
+        writeln!(f, "   0. start -> {}", self.start.join(" | "))?;
+        for (number, (one, phases)) in self.trace.iter().enumerate() {
+            writeln!(f, "{:>4}. {one:?} -> {}", number + 1, phases.join(" | "))?;
         }
         Ok(())
     }
@@ -76,9 +76,8 @@ pub fn explore(start: &World, limit: usize, healing: u64) -> Result<Explored, Bo
                 explored.states += 1;
                 if print.is_multiple_of(healing) {
                     explored.healed += 1;
-                    let outcome = heal::becomes_well(&next)
-                        .and_then(|()| heal::survives_alone(&next, 0))
-                        .and_then(|()| heal::survives_alone(&next, 1));
+                    let outcome =
+                        heal::becomes_well(&next).and_then(|()| heal::each_survives_alone(&next));
                     if let Err(rule) = outcome {
                         return Err(broken(start, &parents, number, None, rule));
                     }

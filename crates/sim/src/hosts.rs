@@ -1,7 +1,7 @@
 //! What effects do, and what hosts answer.
 
 use lifeboat_model::relationship::{
-    CopyPurpose, CriticalCause, Effect, Event, ReplicaPhase, ResyncCause, Role, TakeOverNews,
+    CopyPurpose, CriticalCause, Effect, Event, Hop, ReplicaPhase, ResyncCause, Role, TakeOverNews,
     VmPower,
 };
 use lifeboat_model::{Lineage, Sequence};
@@ -9,7 +9,7 @@ use lifeboat_model::{Lineage, Sequence};
 use crate::disk::{Delta, Maps, StoreRefused, StoreRole};
 use crate::moves::Fate;
 use crate::rules::{self, Rule};
-use crate::world::{Message, Side, Slow, World, other};
+use crate::world::{FORWARDER, MIDDLE, Message, Side, Slow, THIRD, World};
 
 /// What a host says to a request.
 enum Answer {
@@ -21,6 +21,8 @@ enum Answer {
     NotContinuous,
     Refused,
     Busy,
+    /// This host knows nothing of the relationship.
+    Gone,
 }
 
 /// What a request came to for the host that made it.
@@ -71,7 +73,7 @@ impl World {
                 self.heard(at, fate, &heard, Some(Event::CancelGranted));
             }
             Effect::AnnounceTakeOver => {
-                if let Some(news) = news_of(&self.sides[at]) {
+                if let Some(news) = self.news_of(at) {
                     self.request(at, Message::TakeOver(news), fate)?;
                 }
             }
@@ -80,6 +82,7 @@ impl World {
                 let message = Message::Adopt {
                     lineage: record.lineage,
                     ancestors: record.ancestors.clone(),
+                    hop: Self::hop(at),
                 };
                 let event = match self.request(at, message, fate)? {
                     Heard::Answer(Answer::Adopted(drawn)) => Event::Adopted { drawn },
@@ -87,15 +90,29 @@ impl World {
                 };
                 self.tell_by(at, fate, event);
             }
+            Effect::PassOnTakeOver => {
+                let queue = &mut self.sides[MIDDLE].queue;
+                if !queue.contains(&Effect::AnnounceTakeOver) {
+                    queue.push(Effect::AnnounceTakeOver);
+                }
+            }
         }
         if fate == Fate::CrashAfter {
-            self.crash(at);
+            self.crash(Self::host(at));
         }
         Ok(())
     }
 
     /// The daemon dies and comes back: what was not saved is gone.
     pub fn crash(&mut self, at: usize) {
+        self.restart(at);
+        if at == MIDDLE && self.is_extended() {
+            self.restart(FORWARDER);
+            self.tell_forwarder();
+        }
+    }
+
+    fn restart(&mut self, at: usize) {
         self.sides[at].queue.clear();
         self.sides[at].answer = None;
         if let Role::Primary(primary) = &self.sides[at].record.role
@@ -110,16 +127,21 @@ impl World {
         }
     }
 
-    /// The whole host dies: its guest is off, and nobody knows what the maps have missed.
+    /// The whole host dies: its guest is off, and nobody knows what the maps have missed. What a
+    /// store keeps of changes is as durable as the moments applied.
     pub fn lose_power(&mut self, at: usize) {
         self.sides[at].is_running = false;
         self.sides[at].maps = None;
+        if at == MIDDLE && self.is_extended() && self.sides[at].whole_moment().is_none() {
+            self.sides[FORWARDER].maps = None;
+        }
         self.crash(at);
     }
 
     /// Applies what the replica has received.
     pub fn apply(&mut self, at: usize) -> Result<(), Rule> {
         let side = &mut self.sides[at];
+        let before = side.disk;
         let Some(store) = &mut side.store else {
             return Ok(());
         };
@@ -127,6 +149,8 @@ impl World {
             return Ok(());
         };
         rules::applied(&side.disk, &delta)?;
+        self.mark_forwarded(at, &before);
+        let side = &self.sides[at];
         let event = match side.replica_phase() {
             Some(ReplicaPhase::WaitingInitial) => Event::InitialComplete,
             Some(ReplicaPhase::Resyncing) => Event::ResyncEnded,
@@ -153,7 +177,7 @@ impl World {
     /// The rule that was broken.
     pub fn deliver_late(&mut self, index: usize) -> Result<(), Rule> {
         let (to, message) = self.late.remove(index);
-        self.answer(to, message).map(|_| ())
+        self.arrive(to, message).map(|_| ())
     }
 
     fn drop_spool(&mut self, at: usize, sequence: Sequence) {
@@ -167,6 +191,16 @@ impl World {
     }
 
     fn capture(&mut self, at: usize, sequence: Sequence, base: Option<Sequence>, fate: Fate) {
+        let source = &self.sides[Self::host(at)];
+        let frozen = source.disk;
+        // A moment is forwarded as long as it is the newest; a newer one may have come.
+        let is_there = at != FORWARDER || source.whole_moment() == Some(sequence);
+        if !is_there {
+            if fate != Fate::CrashAfter {
+                self.tell(at, Event::CaptureFailed { sequence });
+            }
+            return;
+        }
         let side = &mut self.sides[at];
         let lineage = side.record.lineage.id;
         let is_tracked = side.maps.as_ref().and_then(Maps::first);
@@ -179,7 +213,7 @@ impl World {
                 sequence,
                 base,
                 blocks,
-                frozen: side.disk,
+                frozen,
             }
         });
         if fate == Fate::CrashAfter {
@@ -208,6 +242,7 @@ impl World {
     ) -> Result<(), Rule> {
         let follows = self.sides[at].record.lineage;
         let side = &mut self.sides[at];
+        let before = side.disk;
         let disk = &mut side.disk;
         let started = side.store.as_mut().and_then(|store| {
             if let StoreRole::FailedOver { lineage, .. } = &store.role {
@@ -218,7 +253,10 @@ impl World {
                     while store.apply_next(disk).is_some() {}
                     store.applied
                 }
-                Some(point) => store.points.iter().copied().find(|(at, _)| *at == point),
+                Some(point) => {
+                    let found = store.points.iter().find(|one| one.sequence == point);
+                    found.map(|one| (one.sequence, one.disk))
+                }
             }?;
             let lineage = Lineage {
                 counter: follows.counter + 1,
@@ -228,6 +266,7 @@ impl World {
             store.role = StoreRole::FailedOver { lineage, guest };
             Some(lineage)
         });
+        self.mark_forwarded(at, &before);
         if fate == Fate::CrashAfter {
             return Ok(());
         }
@@ -260,6 +299,7 @@ impl World {
 
     fn commit(&mut self, at: usize, fate: Fate) {
         let side = &mut self.sides[at];
+        let before = side.disk;
         if let Some(store) = &mut side.store
             && let StoreRole::FailedOver { guest, .. } = store.role
         {
@@ -274,6 +314,8 @@ impl World {
                 .max(store.tip.map_or(Sequence::ZERO, |(tip, _)| tip));
             side.maps = Some(Maps::since(moment));
         }
+        // What was taken back, and what the guest wrote.
+        self.mark_forwarded(at, &before);
         if fate != Fate::CrashAfter {
             self.tell(at, Event::Committed);
         }
@@ -282,12 +324,12 @@ impl World {
     fn open_session(&mut self, at: usize, fate: Fate) {
         match fate {
             Fate::Done | Fate::Repeated => {
-                let view = self.sides[other(at)].view();
+                let view = self.view(self.peer(at));
                 let standing = self.sides[at].record.standing(&view);
                 self.tell(at, Event::Session(standing));
             }
             Fate::Slow => {
-                let view = self.sides[other(at)].view();
+                let view = self.view(self.peer(at));
                 self.sides[at].answer = Some(Slow::Report(view));
             }
             Fate::RequestLost | Fate::AnswerLost => {
@@ -310,6 +352,7 @@ impl World {
             return Ok(());
         };
         let ancestors = side.record.ancestors.clone();
+        rules::forwarded(self, at)?;
         let heard = self.request(at, Message::Delta { delta, ancestors }, fate)?;
         self.heard(at, fate, &heard, None);
         Ok(())
@@ -322,7 +365,7 @@ impl World {
         purpose: CopyPurpose,
         fate: Fate,
     ) -> Result<(), Rule> {
-        let side = &mut self.sides[at];
+        let side = &self.sides[at];
         let first = side.maps.as_ref().and_then(Maps::first);
         let is_tracked = match purpose {
             CopyPurpose::Initial | CopyPurpose::Compare => first.is_some_and(|first| first <= copy),
@@ -338,9 +381,10 @@ impl World {
             lineage: side.record.lineage.id,
             copy,
             first: purpose == CopyPurpose::Initial,
-            content: side.disk,
+            content: self.sides[Self::host(at)].disk,
             ancestors: side.record.ancestors.clone(),
         };
+        rules::forwarded(self, at)?;
         let heard = self.request(at, message, fate)?;
         self.heard(at, fate, &heard, Some(Event::ChunksDone { copy }));
         Ok(())
@@ -361,6 +405,7 @@ impl World {
             Heard::Answer(Answer::NotContinuous) => {
                 Some(Event::NeedsResync(ResyncCause::UnknownMoments))
             }
+            Heard::Answer(Answer::Gone) => Some(Event::Failed(CriticalCause::ReplicaGone)),
             Heard::Answer(Answer::Refused | Answer::Busy | Answer::Adopted(_)) => None,
             Heard::Nothing => Some(Event::Failed(CriticalCause::Unreachable)),
         };
@@ -391,19 +436,33 @@ impl World {
     }
 
     fn request(&mut self, at: usize, message: Message, fate: Fate) -> Result<Heard, Rule> {
-        let to = other(at);
+        // The third host knows the middle one by its relationship, whatever record that is in.
+        let to = if at == THIRD {
+            FORWARDER
+        } else {
+            self.peer(at)
+        };
         match fate {
             Fate::RequestLost => Ok(Heard::Nothing),
-            Fate::Done | Fate::Slow => self.answer(to, message).map(Heard::Answer),
+            Fate::Done | Fate::Slow => self.arrive(to, message).map(Heard::Answer),
             Fate::Repeated => {
                 self.late.push((to, message.clone()));
-                self.answer(to, message).map(Heard::Answer)
+                self.arrive(to, message).map(Heard::Answer)
             }
-            Fate::AnswerLost => self.answer(to, message).map(|_| Heard::Nothing),
+            Fate::AnswerLost => self.arrive(to, message).map(|_| Heard::Nothing),
             // The answer comes to a daemon that is gone.
             Fate::CrashAfter => self
-                .answer(to, message)
+                .arrive(to, message)
                 .map(|_| Heard::Answer(Answer::Busy)),
+        }
+    }
+
+    /// A middle host that has left the first one has only the record of the other relationship.
+    fn arrive(&mut self, to: usize, message: Message) -> Result<Answer, Rule> {
+        match to {
+            MIDDLE if self.has_left() => Ok(Answer::Gone),
+            FORWARDER if self.has_left() => self.answer(MIDDLE, message),
+            at => self.answer(at, message),
         }
     }
 
@@ -413,13 +472,18 @@ impl World {
                 self.tell(at, Event::Peer(news));
                 Ok(Answer::Done)
             }
-            Message::Adopt { lineage, ancestors } => {
+            Message::Adopt {
+                lineage,
+                ancestors,
+                hop,
+            } => {
                 let vm = power(&self.sides[at]);
                 let before = self.sides[at].clone();
                 let event = Event::Adopt {
                     lineage,
                     ancestors: ancestors.clone(),
                     vm,
+                    hop,
                 };
                 match self.decide(at, event) {
                     Ok(()) => {
@@ -443,8 +507,8 @@ impl World {
                 })
             }
             Message::GoOn { lineage, sequence } => {
-                // Only the record is asked: between a look at the phase and the step lies a race.
-                if self.sides[at].record.lineage.id != lineage {
+                // Only the records are asked: between a look at the phase and the step lies a race.
+                if self.view(at).lineage.id != lineage {
                     return Ok(Answer::OtherLineage);
                 }
                 Ok(
@@ -487,11 +551,13 @@ impl World {
                 let Some(store) = &mut side.store else {
                     return Ok(Answer::Refused);
                 };
+                let before = side.disk;
                 let began = store.begin_copy(&mut side.disk, copy, first);
                 let is_whole = store.applied.is_some();
                 match began {
                     Ok(()) => {
                         side.disk = content;
+                        self.mark_forwarded(at, &before);
                         if is_whole {
                             // What waited was applied first.
                             self.tell(at, Event::InitialComplete);
@@ -505,12 +571,52 @@ impl World {
         }
     }
 
+    /// How a side's peer is replicated to.
+    const fn hop(at: usize) -> Hop {
+        if at == FORWARDER {
+            Hop::Second
+        } else {
+            Hop::First
+        }
+    }
+
+    /// What a side has to say about who writes the VM's history.
+    fn news_of(&self, at: usize) -> Option<TakeOverNews> {
+        let view = self.view(at);
+        let has_own = self.sides[at].view().has_taken_over;
+        match self.sides[at].replica_phase() {
+            Some(ReplicaPhase::WaitingInitial | ReplicaPhase::FailingOver(_)) => None,
+            Some(
+                ReplicaPhase::Replicating
+                | ReplicaPhase::Suspended
+                | ReplicaPhase::Critical(_)
+                | ReplicaPhase::Resyncing,
+            ) if view.has_taken_over == has_own => Some(TakeOverNews::Reverted),
+            Some(
+                ReplicaPhase::Replicating
+                | ReplicaPhase::Suspended
+                | ReplicaPhase::Critical(_)
+                | ReplicaPhase::Resyncing
+                | ReplicaPhase::FailedOver { .. }
+                | ReplicaPhase::Reverting { .. }
+                | ReplicaPhase::Committing { .. }
+                | ReplicaPhase::Committed { .. }
+                | ReplicaPhase::Reversing { .. },
+            )
+            | None => Some(TakeOverNews::TakenOver {
+                lineage: view.lineage,
+                ancestors: view.ancestors,
+                hop: Self::hop(at),
+            }),
+        }
+    }
+
     fn not_receiving(&self, at: usize, lineage: lifeboat_model::LineageId) -> Option<Answer> {
         let side = &self.sides[at];
         let Some(phase) = side.replica_phase() else {
             return Some(Answer::OtherLineage);
         };
-        if phase.has_failed_over() || side.record.lineage.id != lineage {
+        if phase.has_failed_over() || self.view(at).lineage.id != lineage {
             return Some(Answer::OtherLineage);
         }
         (*phase == ReplicaPhase::Suspended).then_some(Answer::Busy)
@@ -523,30 +629,5 @@ pub fn power(side: &Side) -> VmPower {
         VmPower::Running
     } else {
         VmPower::Off
-    }
-}
-
-/// What a side has to say about who writes the VM's history.
-fn news_of(side: &Side) -> Option<TakeOverNews> {
-    let view = side.view();
-    match side.replica_phase() {
-        Some(ReplicaPhase::WaitingInitial | ReplicaPhase::FailingOver(_)) => None,
-        Some(
-            ReplicaPhase::Replicating
-            | ReplicaPhase::Suspended
-            | ReplicaPhase::Critical(_)
-            | ReplicaPhase::Resyncing,
-        ) => Some(TakeOverNews::Reverted),
-        Some(
-            ReplicaPhase::FailedOver { .. }
-            | ReplicaPhase::Reverting { .. }
-            | ReplicaPhase::Committing { .. }
-            | ReplicaPhase::Committed { .. }
-            | ReplicaPhase::Reversing { .. },
-        )
-        | None => Some(TakeOverNews::TakenOver {
-            lineage: view.lineage,
-            ancestors: view.ancestors,
-        }),
     }
 }

@@ -4,7 +4,7 @@ use lifeboat_model::relationship::{Cycle, Effect, Event, Primary, ReplicaPhase, 
 
 use crate::operator::{self, Command};
 use crate::rules::{self, Rule};
-use crate::world::{World, other};
+use crate::world::{FORWARDER, World};
 
 /// What becomes of an effect that is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,15 +25,37 @@ pub enum Fate {
 /// One thing that happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
-    Run { side: usize, fate: Fate },
-    Crash { side: usize },
-    PowerLoss { side: usize },
-    Due { side: usize },
-    Apply { side: usize },
-    Late { index: usize },
-    Answer { side: usize },
-    Write { side: usize },
-    Command { side: usize, command: Command },
+    Run {
+        side: usize,
+        fate: Fate,
+    },
+    Crash {
+        side: usize,
+    },
+    PowerLoss {
+        side: usize,
+    },
+    /// The set of changes that the third host lacks cannot be read.
+    SetLost,
+    Due {
+        side: usize,
+    },
+    Apply {
+        side: usize,
+    },
+    Late {
+        index: usize,
+    },
+    Answer {
+        side: usize,
+    },
+    Write {
+        side: usize,
+    },
+    Command {
+        side: usize,
+        command: Command,
+    },
 }
 
 impl World {
@@ -41,23 +63,31 @@ impl World {
     /// next, nothing else is worth an order of its own but what that host's guest and power do.
     #[must_use]
     pub fn moves(&self) -> Vec<Move> {
-        for side in 0..2 {
+        for side in 0..self.sides.len() {
             let here = &self.sides[side];
             if here.answer.is_none() && here.queue.first().is_some_and(is_own) {
                 let mut moves = vec![Move::Run {
                     side,
                     fate: Fate::Done,
                 }];
-                self.push_write(side, &mut moves);
-                self.push_crash(side, &mut moves);
+                let host = Self::host(side);
+                self.push_write(host, &mut moves);
+                self.push_crash(host, &mut moves);
+                if side == FORWARDER && self.may_apply(host) {
+                    moves.push(Move::Apply { side: host });
+                }
                 return moves;
             }
         }
         let mut moves = Vec::new();
-        for side in 0..2 {
+        for side in 0..self.sides.len() {
             self.push_run(side, &mut moves);
-            self.push_write(side, &mut moves);
-            self.push_crash(side, &mut moves);
+            if side == FORWARDER {
+                self.push_set_lost(&mut moves);
+            } else {
+                self.push_write(side, &mut moves);
+                self.push_crash(side, &mut moves);
+            }
             if self.is_due(side) {
                 moves.push(Move::Due { side });
             }
@@ -87,17 +117,18 @@ impl World {
         let mut push = |fate| moves.push(Move::Run { side, fate });
         push(Fate::Done);
         let is_request = is_request(effect);
-        if is_request && self.budget.lost > 0 {
+        let link = self.link(side);
+        if is_request && self.budget.lost[link] > 0 {
             push(Fate::RequestLost);
             if *effect != Effect::OpenSession {
                 push(Fate::AnswerLost);
             }
         }
-        if is_request && self.budget.repeated > 0 && *effect != Effect::OpenSession {
+        if is_request && self.budget.repeated[link] > 0 && *effect != Effect::OpenSession {
             push(Fate::Repeated);
         }
         let may_be_slow = is_request || matches!(effect, Effect::Capture { .. });
-        if may_be_slow && self.budget.slow > 0 {
+        if may_be_slow && self.budget.slow[link] > 0 {
             push(Fate::Slow);
         }
         if self.budget.crashes > 0 && *effect != Effect::OpenSession {
@@ -115,7 +146,10 @@ impl World {
         if self.budget.crashes == 0 {
             return;
         }
-        if !self.sides[side].queue.is_empty() || self.sides[side].answer.is_some() {
+        let is_at_work = (0..self.sides.len())
+            .filter(|one| Self::host(*one) == side)
+            .any(|one| !self.sides[one].queue.is_empty() || self.sides[one].answer.is_some());
+        if is_at_work {
             moves.push(Move::Crash { side });
         }
         if self.sides[side].is_running || self.sides[side].maps.is_some() {
@@ -123,8 +157,15 @@ impl World {
         }
     }
 
+    fn push_set_lost(&self, moves: &mut Vec<Move>) {
+        if self.budget.crashes > 0 && self.sides[FORWARDER].maps.is_some() {
+            moves.push(Move::SetLost);
+        }
+    }
+
     /// Whether a timer would do anything that does not wait already.
     fn is_due(&self, side: usize) -> bool {
+        let link = self.link(side);
         let side = &self.sides[side];
         if !side.queue.is_empty() || side.answer.is_some() {
             return false;
@@ -132,7 +173,7 @@ impl World {
         match side.record.decide(crate::world::NOW, Event::Due) {
             Ok(step) => {
                 let draws = step.next.drawn != side.record.drawn;
-                !step.effects.is_empty() && (!draws || self.budget.cycles > 0)
+                !step.effects.is_empty() && (!draws || self.budget.cycles[link] > 0)
             }
             Err(_) => false,
         }
@@ -173,12 +214,13 @@ impl World {
         let before = self.clone();
         match one {
             Move::Run { side, fate } => {
+                let link = self.link(*side);
                 match fate {
                     Fate::Done => {}
                     Fate::CrashAfter => self.budget.crashes -= 1,
-                    Fate::RequestLost | Fate::AnswerLost => self.budget.lost -= 1,
-                    Fate::Repeated => self.budget.repeated -= 1,
-                    Fate::Slow => self.budget.slow -= 1,
+                    Fate::RequestLost | Fate::AnswerLost => self.budget.lost[link] -= 1,
+                    Fate::Repeated => self.budget.repeated[link] -= 1,
+                    Fate::Slow => self.budget.slow[link] -= 1,
                 }
                 self.run(*side, *fate)?;
             }
@@ -190,10 +232,15 @@ impl World {
                 self.budget.crashes -= 1;
                 self.lose_power(*side);
             }
+            Move::SetLost => {
+                self.budget.crashes -= 1;
+                self.sides[FORWARDER].maps = None;
+            }
             Move::Due { side } => {
                 self.tell(*side, Event::Due);
                 if self.sides[*side].record.drawn != before.sides[*side].record.drawn {
-                    self.budget.cycles -= 1;
+                    let link = self.link(*side);
+                    self.budget.cycles[link] -= 1;
                 }
             }
             Move::Apply { side } => self.apply(*side)?,
@@ -224,17 +271,19 @@ impl World {
             guest[block] = number as u8;
             return Ok(());
         }
+        let before = side.disk;
         side.disk[block] = number as u8;
         if let Some(maps) = &mut side.maps {
             maps.mark(block);
         }
+        self.mark_forwarded(at, &before);
         Ok(())
     }
 
     /// The sides' phases without their numbers.
     #[must_use]
-    pub fn phases(&self) -> [String; 2] {
-        [self.phase(0), self.phase(other(0))]
+    pub fn phases(&self) -> Vec<String> {
+        (0..self.sides.len()).map(|at| self.phase(at)).collect()
     }
 
     fn phase(&self, at: usize) -> String {
@@ -286,6 +335,7 @@ fn is_own(effect: &Effect) -> bool {
         | Effect::Forget { .. }
         | Effect::DropSpool { .. }
         | Effect::StopWork
+        | Effect::PassOnTakeOver
         | Effect::Report(_) => true,
         Effect::OpenSession
         | Effect::Copy { .. }
@@ -319,6 +369,7 @@ fn is_request(effect: &Effect) -> bool {
         | Effect::FailOverStore { .. }
         | Effect::RevertStore
         | Effect::CommitStore
+        | Effect::PassOnTakeOver
         | Effect::Report(_) => false,
     }
 }

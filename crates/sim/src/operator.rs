@@ -2,12 +2,12 @@
 
 use lifeboat_model::contract::{FailoverType, InitialReplicationType};
 use lifeboat_model::relationship::{
-    CancelHow, Event, FailoverChoice, PrimaryGuest, ReplicaPhase, Role,
+    CancelHow, Event, FailoverChoice, Operation, PrimaryGuest, ReplicaPhase, Role,
 };
 use lifeboat_model::{Lineage, Sequence};
 
 use crate::hosts::power;
-use crate::world::{NOW, World, lineage_id, other};
+use crate::world::{FORWARDER, MIDDLE, NOW, World, lineage_id};
 
 /// A command, without what the host adds to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Command {
     Revert,
     Commit,
     Reverse,
+    /// The second of two relationships becomes the only one.
+    BecomePrimary,
     /// This side's history is kept; the peer was asked for its own.
     Survive,
     /// The peer's history is kept.
@@ -39,7 +41,7 @@ pub enum Command {
 
 impl Command {
     /// All but failing over to a point.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::StartVm,
         Self::StopVm,
         Self::StartReplication,
@@ -55,6 +57,7 @@ impl Command {
         Self::Revert,
         Self::Commit,
         Self::Reverse,
+        Self::BecomePrimary,
         Self::Survive,
         Self::Yield,
     ];
@@ -67,7 +70,9 @@ pub fn commands(world: &World, side: usize) -> Vec<Command> {
         .store
         .iter()
         .flat_map(|store| store.points.first())
-        .map(|(point, _)| Command::FailOverTo { point: *point });
+        .map(|point| Command::FailOverTo {
+            point: point.sequence,
+        });
     Command::ALL
         .into_iter()
         .chain(points)
@@ -96,6 +101,7 @@ pub fn is_accepted(world: &World, side: usize, command: Command) -> bool {
         | Command::Revert
         | Command::Commit
         | Command::Reverse
+        | Command::BecomePrimary
         | Command::Survive
         | Command::Yield => event(world, side, command).is_some_and(|event| {
             here.record
@@ -124,6 +130,7 @@ pub fn give(world: &mut World, side: usize, command: &Command) {
         | Command::Revert
         | Command::Commit
         | Command::Reverse
+        | Command::BecomePrimary
         | Command::Survive
         | Command::Yield => {
             let Some(event) = event(world, side, *command) else {
@@ -133,6 +140,9 @@ pub fn give(world: &mut World, side: usize, command: &Command) {
             world
                 .decide(side, event)
                 .unwrap_or_else(|refused| panic!("BUG: {command:?} was listed: {refused}"));
+            if *command == Command::BecomePrimary {
+                world.leave_first_hop();
+            }
         }
     }
 }
@@ -142,10 +152,10 @@ fn note(world: &mut World, side: usize, command: Command) {
     let given_up = match command {
         Command::Survive => {
             world.fresh_lineage();
-            told(world, other(side)).id
+            told(world, world.peer(side)).id
         }
         Command::Yield => world.sides[side].record.lineage.id,
-        Command::Revert => told(world, side).id,
+        Command::Revert => world.sides[side].view().lineage.id,
         Command::ForceCancelPrepared | Command::FailOver | Command::FailOverTo { .. } => {
             world.fresh_lineage();
             return;
@@ -161,7 +171,8 @@ fn note(world: &mut World, side: usize, command: Command) {
         | Command::Prepare
         | Command::CancelPrepared
         | Command::Commit
-        | Command::Reverse => return,
+        | Command::Reverse
+        | Command::BecomePrimary => return,
     };
     if !world.ghost.given_up.contains(&given_up) {
         world.ghost.given_up.push(given_up);
@@ -169,7 +180,7 @@ fn note(world: &mut World, side: usize, command: Command) {
 }
 
 fn told(world: &World, side: usize) -> Lineage {
-    world.sides[side].view().lineage
+    world.view(side).lineage
 }
 
 /// The event that the host makes of a command; none where it makes no sense at all.
@@ -185,6 +196,12 @@ fn event(world: &World, side: usize, command: Command) -> Option<Event> {
             primary: PrimaryGuest::Overruled,
         })
     };
+    if let Some(forwarder) = world.sides.get(FORWARDER).filter(|_| side == MIDDLE)
+        && command == Command::Reverse
+    {
+        let operation = Operation::ReverseReplicationRelationship;
+        forwarder.record.refuse_beside(operation).ok()?;
+    }
     let event = match command {
         Command::StartVm | Command::StopVm => return None,
         Command::StartReplication => Event::Start {
@@ -219,8 +236,9 @@ fn event(world: &World, side: usize, command: Command) -> Option<Event> {
         Command::Revert => Event::Revert { vm },
         Command::Commit => Event::Commit,
         Command::Reverse => Event::Reverse,
+        Command::BecomePrimary => Event::BecomePrimary,
         Command::Survive => {
-            let theirs = world.sides[other(side)].view();
+            let theirs = world.view(world.peer(side));
             Event::Survive {
                 over: theirs.lineage,
                 ancestors: theirs.ancestors,
@@ -228,7 +246,7 @@ fn event(world: &World, side: usize, command: Command) -> Option<Event> {
             }
         }
         Command::Yield => Event::Yield {
-            to: told(world, other(side)),
+            to: told(world, world.peer(side)),
         },
     };
     Some(event)

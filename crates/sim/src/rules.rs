@@ -9,7 +9,7 @@ use lifeboat_model::{Lineage, LineageId};
 use crate::disk::{Delta, Disk, StoreRole, difference};
 use crate::moves::Move;
 use crate::operator::has_own_history;
-use crate::world::{World, other};
+use crate::world::{FORWARDER, MIDDLE, THIRD, World};
 
 /// A rule that was broken, with what shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub fn failed_over(world: &World, at: usize) -> Result<(), Rule> {
     let StoreRole::FailedOver { guest, .. } = &store.role else {
         return Ok(());
     };
-    let there = &world.sides[other(at)];
+    let there = &world.sides[world.peer(at)];
     let went_on_alone = there.record.lineage.id != world.sides[at].record.lineage.id;
     if failover.kind == FailoverType::Planned
         && !went_on_alone
@@ -169,19 +169,80 @@ fn covered(
 /// # Errors
 /// The first one that is broken.
 pub fn check(before: &World, after: &World, one: &Move) -> Result<(), Rule> {
-    for at in 0..2 {
+    for at in 0..after.sides.len() {
         commit_stays(before, after, at)?;
         numbers_grow(before, after, at)?;
         guest_may_run(after, at, one)?;
         fence_holds(before, after, at)?;
         pause_holds(before, after, at, one)?;
         planned_keeps_off(after, at)?;
-    }
-    let sides = [0, 1];
-    for at in sides {
         nothing_is_lost(after, at)?;
     }
+    guests_write_apart(after)?;
+    points_agree(after)
+}
+
+/// Wherever guests run at a time, each writes a history of its own.
+fn guests_write_apart(world: &World) -> Result<(), Rule> {
+    let writes = |at: usize| {
+        let side = &world.sides[at];
+        (side.is_running && has_own_history(world, at)).then(|| side.view().lineage.id)
+    };
+    for at in 0..world.hosts() {
+        for there in 0..at {
+            if writes(at).is_some() && writes(at) == writes(there) {
+                return broken(
+                    "two guests never write one history",
+                    format!("sides {there} and {at} both run in one lineage"),
+                );
+            }
+        }
+    }
     Ok(())
+}
+
+/// A point of the third host is a moment of the primary's: where the middle one has a point of the
+/// same number, it holds the same.
+fn points_agree(world: &World) -> Result<(), Rule> {
+    if !world.is_extended() {
+        return Ok(());
+    }
+    let points = |at: usize| world.sides[at].store.iter().flat_map(|store| &store.points);
+    for point in points(THIRD) {
+        let differs = points(MIDDLE).any(|held| {
+            held.lineage == point.lineage
+                && held.sequence == point.sequence
+                && held.disk != point.disk
+        });
+        if differs {
+            return broken(
+                "points of the third host are points of the primary",
+                format!("moment {} is {:?} there", point.sequence, point.disk),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Nothing leaves for the third host but what the middle one holds as its primary's.
+///
+/// # Errors
+/// When something else is about to leave.
+pub fn forwarded(world: &World, at: usize) -> Result<(), Rule> {
+    let middle = &world.sides[MIDDLE];
+    if at != FORWARDER || middle.whole_moment().is_some_and(|_| follows(world)) {
+        Ok(())
+    } else {
+        broken(
+            "only moments of the primary are forwarded",
+            format!("the middle host is {}", world.phases()[MIDDLE]),
+        )
+    }
+}
+
+fn follows(world: &World) -> bool {
+    let phase = world.sides[MIDDLE].replica_phase();
+    phase.is_some_and(|phase| !phase.has_failed_over())
 }
 
 fn is_committed(world: &World, at: usize) -> bool {
@@ -275,8 +336,14 @@ fn fence_holds(before: &World, after: &World, at: usize) -> Result<(), Rule> {
         return Ok(());
     };
     let is_fenced = matches!(primary, Primary::Fenced { .. });
-    let there = &after.sides[other(at)].record;
-    if is_fenced || old.lineage != new.lineage || there.ancestors.contains(by) {
+    // The first host hears of the third through the middle one.
+    let passed_on = after.sides.get(FORWARDER).filter(|_| at == 0);
+    let told_by = [Some(&after.sides[after.peer(at)]), passed_on];
+    let is_given_up = told_by
+        .into_iter()
+        .flatten()
+        .any(|side| side.record.ancestors.contains(by));
+    if is_fenced || old.lineage != new.lineage || is_given_up {
         Ok(())
     } else {
         broken(
@@ -316,7 +383,7 @@ fn pause_holds(before: &World, after: &World, at: usize, one: &Move) -> Result<(
 /// Once a planned failover has begun, the primary's guest stays off, unless an operator
 /// forces it, which begins another history.
 fn planned_keeps_off(world: &World, at: usize) -> Result<(), Rule> {
-    let (here, there) = (&world.sides[at].record, &world.sides[other(at)].record);
+    let (here, there) = (&world.sides[at].record, &world.sides[world.peer(at)].record);
     let Role::Replica(replica) = &here.role else {
         return Ok(());
     };
@@ -341,7 +408,11 @@ fn planned_keeps_off(world: &World, at: usize) -> Result<(), Rule> {
     {
         broken(
             "after a planned failover the primary's guest stays off",
-            format!("side {} is {}", other(at), world.phases()[other(at)]),
+            format!(
+                "side {} is {}",
+                world.peer(at),
+                world.phases()[world.peer(at)]
+            ),
         )
     } else {
         Ok(())
@@ -351,7 +422,7 @@ fn planned_keeps_off(world: &World, at: usize) -> Result<(), Rule> {
 /// While a primary replicates to a replica that follows it, whatever the two differ in
 /// is marked: what the primary has forgotten is at the replica.
 fn nothing_is_lost(world: &World, at: usize) -> Result<(), Rule> {
-    let (here, there) = (&world.sides[at], &world.sides[other(at)]);
+    let (here, there) = (&world.sides[at], &world.sides[world.peer(at)]);
     let Role::Primary(primary) = &here.record.role else {
         return Ok(());
     };
@@ -359,8 +430,8 @@ fn nothing_is_lost(world: &World, at: usize) -> Result<(), Rule> {
     else {
         return Ok(());
     };
-    let follows = there.record.lineage.id == here.record.lineage.id
-        && last.lineage == here.record.lineage.id
+    let lineage = there.record.lineage.id;
+    let follows = (lineage == here.record.lineage.id || lineage == last.lineage)
         && there.replica_phase().is_some()
         && store.role == StoreRole::Replica
         && store.open_copy().is_none();
@@ -378,15 +449,15 @@ fn nothing_is_lost(world: &World, at: usize) -> Result<(), Rule> {
     for delta in &store.pending {
         delta.apply(&mut newest);
     }
-    let unmarked = difference(&here.disk, &newest) & !maps.changed(Some(last.sequence));
+    let disk = &world.sides[World::host(at)].disk;
+    let unmarked = difference(disk, &newest) & !maps.changed(Some(last.sequence));
     if unmarked == 0 {
         Ok(())
     } else {
         broken(
             "what the replica lacks is marked",
             format!(
-                "the primary holds {:?}, the replica {newest:?}, and blocks {unmarked:02b} are not marked",
-                here.disk
+                "side {at} holds {disk:?}, its replica {newest:?}, and blocks {unmarked:02b} are not marked"
             ),
         )
     }

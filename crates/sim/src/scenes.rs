@@ -2,7 +2,18 @@
 
 use crate::moves::{Fate, Move};
 use crate::operator::Command;
-use crate::world::{Budget, World};
+use crate::world::{Budget, FORWARDER, MIDDLE, THIRD, World};
+
+/// Nothing goes wrong on the way to a scene.
+const UNBOUNDED: Budget = Budget {
+    crashes: 0,
+    lost: [0; 2],
+    repeated: [0; 2],
+    slow: [0; 2],
+    writes: u8::MAX,
+    commands: u8::MAX,
+    cycles: [u8::MAX; 2],
+};
 
 /// A place to begin at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +33,106 @@ pub enum Scene {
     Parted,
 }
 
+/// A place to begin at with three hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtendedScene {
+    /// Both relationships were just made, the guest runs.
+    New,
+    /// The first two replicate; the third is to get its first copy.
+    Starting,
+    /// All three replicate, and hold the same.
+    Replicating,
+    /// The middle host has moments that the third has not.
+    Behind,
+    /// A planned failover is prepared on the first two.
+    Prepared,
+    /// The middle host has failed over to an older point than the third holds, and its guest runs.
+    MiddleTakenOver,
+    /// That failover is committed, and the guest has written.
+    MiddleCommitted,
+    /// The middle host protects the VM on the third, and the first is left.
+    Left,
+    /// The third host has failed over while the first two live; nobody has heard of it.
+    ThirdTakenOver,
+    /// The same, committed, and all have heard of it.
+    ThirdCommitted,
+    /// The primary went on without the word of a middle host that had heard that it would stop.
+    WentOnAlone,
+}
+
+impl ExtendedScene {
+    pub const ALL: [Self; 11] = [
+        Self::New,
+        Self::Starting,
+        Self::Replicating,
+        Self::Behind,
+        Self::Prepared,
+        Self::MiddleTakenOver,
+        Self::MiddleCommitted,
+        Self::Left,
+        Self::ThirdTakenOver,
+        Self::ThirdCommitted,
+        Self::WentOnAlone,
+    ];
+
+    /// The world there, with the budget for what follows.
+    #[must_use]
+    pub fn world(self, budget: Budget) -> World {
+        let mut world = World::extended(UNBOUNDED);
+        match self {
+            Self::New => {}
+            Self::Starting => replicate(&mut world),
+            Self::Replicating => extend(&mut world),
+            Self::Behind => {
+                extend(&mut world);
+                cycle(&mut world, 0);
+            }
+            Self::Prepared => {
+                extend(&mut world);
+                command(&mut world, 0, Command::StopVm);
+                command(&mut world, 0, Command::Prepare);
+                settle(&mut world);
+            }
+            Self::MiddleTakenOver => take_over_in_the_middle(&mut world),
+            Self::MiddleCommitted => commit_in_the_middle(&mut world),
+            Self::Left => {
+                commit_in_the_middle(&mut world);
+                command(&mut world, FORWARDER, Command::BecomePrimary);
+                settle(&mut world);
+            }
+            Self::ThirdTakenOver => {
+                extend(&mut world);
+                command(&mut world, THIRD, Command::FailOver);
+                run(&mut world, THIRD);
+                world.sides[THIRD].queue.clear();
+                command(&mut world, THIRD, Command::StartVm);
+                write(&mut world, THIRD);
+            }
+            Self::ThirdCommitted => {
+                extend(&mut world);
+                command(&mut world, THIRD, Command::FailOver);
+                settle(&mut world);
+                command(&mut world, THIRD, Command::Commit);
+                settle(&mut world);
+                command(&mut world, THIRD, Command::StartVm);
+                write(&mut world, THIRD);
+            }
+            Self::WentOnAlone => {
+                extend(&mut world);
+                command(&mut world, 0, Command::StopVm);
+                command(&mut world, 0, Command::Prepare);
+                settle(&mut world);
+                command(&mut world, 0, Command::ForceCancelPrepared);
+                world.sides[0].queue.clear();
+                command(&mut world, 0, Command::StartVm);
+                write(&mut world, 0);
+            }
+        }
+        world.budget = budget;
+        world
+    }
+}
+
 impl Scene {
     pub const ALL: [Self; 6] = [
         Self::New,
@@ -35,15 +146,7 @@ impl Scene {
     /// The world there, with the budget for what follows.
     #[must_use]
     pub fn world(self, budget: Budget) -> World {
-        let mut world = World::new(Budget {
-            crashes: 0,
-            lost: 0,
-            repeated: 0,
-            slow: 0,
-            writes: u8::MAX,
-            commands: u8::MAX,
-            cycles: u8::MAX,
-        });
+        let mut world = World::new(UNBOUNDED);
         match self {
             Self::New => {}
             Self::Replicating => replicate(&mut world),
@@ -93,14 +196,58 @@ fn prepare(world: &mut World) {
 /// The replica fails over, and its announcement never arrives.
 fn take_over(world: &mut World) {
     command(world, 1, Command::FailOver);
-    make(
-        world,
-        &Move::Run {
-            side: 1,
-            fate: Fate::Done,
-        },
-    );
+    run(world, 1);
     world.sides[1].queue.clear();
+}
+
+/// All three replicate and hold the same: the copy to the third is closed by a moment that comes
+/// after it began.
+fn extend(world: &mut World) {
+    replicate(world);
+    command(world, FORWARDER, Command::StartReplication);
+    settle(world);
+    cycle(world, FORWARDER);
+    cycle(world, 0);
+    cycle(world, FORWARDER);
+    cycle(world, 0);
+    cycle(world, FORWARDER);
+}
+
+/// A moment of one side is captured and applied by the other.
+fn cycle(world: &mut World, side: usize) {
+    if side == 0 {
+        write(world, 0);
+    }
+    make(world, &Move::Due { side });
+    settle(world);
+}
+
+/// The middle host fails over to a point that is older than what the third holds.
+fn take_over_in_the_middle(world: &mut World) {
+    extend(world);
+    let points = &world.sides[MIDDLE]
+        .store
+        .as_ref()
+        .expect("BUG: no store")
+        .points;
+    let point = points.first().expect("BUG: no point").sequence;
+    command(world, MIDDLE, Command::FailOverTo { point });
+    settle(world);
+    command(world, MIDDLE, Command::StartVm);
+    write(world, MIDDLE);
+}
+
+fn commit_in_the_middle(world: &mut World) {
+    take_over_in_the_middle(world);
+    command(world, 0, Command::StopVm);
+    command(world, MIDDLE, Command::Commit);
+    settle(world);
+    write(world, MIDDLE);
+}
+
+fn run(world: &mut World, side: usize) {
+    let fate = Fate::Done;
+    make(world, &Move::Run { side, fate });
 }
 
 fn settle(world: &mut World) {
@@ -130,6 +277,7 @@ fn write(world: &mut World, side: usize) {
 fn make(world: &mut World, one: &Move) {
     world.budget.commands = u8::MAX;
     world.budget.writes = u8::MAX;
+    world.budget.cycles = [u8::MAX; 2];
     world
         .make(one)
         .unwrap_or_else(|rule| panic!("BUG: a scene breaks a rule: {rule}"));

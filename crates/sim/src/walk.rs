@@ -13,7 +13,7 @@ use crate::world::{Budget, World};
 pub fn walk(start: &World, seed: u64, moves: usize, healing: usize) -> Result<World, Box<Broken>> {
     let mut random = Random(seed | 1);
     let mut world = start.clone();
-    let mut trace: Vec<(Move, [String; 2])> = Vec::new();
+    let mut trace: Vec<(Move, Vec<String>)> = Vec::new();
     for number in 0..moves {
         // 250 lineages and writes are what their numbers can tell apart.
         if world.ghost.lineages > 230 || world.ghost.writes.len() > 240 {
@@ -21,12 +21,12 @@ pub fn walk(start: &World, seed: u64, moves: usize, healing: usize) -> Result<Wo
         }
         world.budget = Budget {
             crashes: u8::from(random.below(10) == 0),
-            lost: u8::from(random.below(6) == 0),
-            repeated: u8::from(random.below(10) == 0 && world.late.len() < 3),
-            slow: u8::from(random.below(4) == 0),
+            lost: [u8::from(random.below(6) == 0); 2],
+            repeated: [u8::from(random.below(10) == 0 && world.late.len() < 3); 2],
+            slow: [u8::from(random.below(4) == 0); 2],
             writes: u8::from(random.below(4) == 0),
             commands: u8::from(random.below(4) == 0),
-            cycles: 1,
+            cycles: [1; 2],
         };
         let possible = world.moves();
         if possible.is_empty() {

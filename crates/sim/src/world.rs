@@ -1,31 +1,41 @@
-//! Two hosts, what is between them, and what the test alone knows.
+//! Two hosts or three, what is between them, and what the test alone knows.
 
 use lifeboat_model::relationship::{
-    Effect, Event, Record, Refused, Replica, ReplicaPhase, ReplicaView, Role, Step,
+    Effect, Event, Hop, Record, Refused, Replica, ReplicaPhase, ReplicaView, Role, Source, Step,
+    Upstream,
 };
 use lifeboat_model::{Lineage, LineageId, RelationshipId, Sequence, Timestamp, VmId};
 
-use crate::disk::{Delta, Disk, Maps, Store};
+use crate::disk::{Delta, Disk, Maps, Point, Store, StoreRole, difference};
 
 /// Time says nothing in this world: no start is planned.
 pub const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
-/// How much may go wrong, and how much may be done, from one scene on.
+/// The side that is a replica and forwards what it applies.
+pub const MIDDLE: usize = 1;
+/// The third host.
+pub const THIRD: usize = 2;
+/// The second record on the host of [`MIDDLE`]: it has a queue, a set of changes and a spool of
+/// its own, and the disk and the store are those of the first.
+pub const FORWARDER: usize = 3;
+
+/// How much may go wrong, and how much may be done, from one scene on. Pairs are for each link: the
+/// first two hosts', and the second's with the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Budget {
     /// Of either host, its daemon alone or with its guest.
     pub crashes: u8,
     /// Requests or answers.
-    pub lost: u8,
+    pub lost: [u8; 2],
     /// Requests that come a second time, at any later time.
-    pub repeated: u8,
+    pub repeated: [u8; 2],
     /// Answers that come after other things have happened.
-    pub slow: u8,
+    pub slow: [u8; 2],
     pub writes: u8,
     /// Commands of operators, guests started and stopped included.
     pub commands: u8,
     /// Moments and copies that a timer begins.
-    pub cycles: u8,
+    pub cycles: [u8; 2],
 }
 
 /// A request that may come late. Answers to it go nowhere.
@@ -54,6 +64,7 @@ pub enum Message {
     Adopt {
         lineage: Lineage,
         ancestors: Vec<Lineage>,
+        hop: Hop,
     },
 }
 
@@ -65,7 +76,7 @@ pub enum Slow {
     Report(ReplicaView),
 }
 
-/// One host.
+/// One host's part of a relationship.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Side {
     /// As it is saved. What runs is the same: it is adopted only when it is saved.
@@ -99,7 +110,10 @@ pub struct Ghost {
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct World {
-    pub sides: [Side; 2],
+    /// Two hosts; or three, and the [`FORWARDER`]; or three, after it has become the middle
+    /// one's only record.
+    pub sides: Vec<Side>,
+    /// With the side that each is addressed to.
     pub late: Vec<(usize, Message)>,
     pub budget: Budget,
     pub ghost: Ghost,
@@ -114,27 +128,10 @@ impl World {
             id: lineage_id(0),
             forked_from: None,
         };
-        let record = |role| Record {
-            vm: VmId::from_bytes([1; 16]),
-            relationship: RelationshipId::from_bytes([2; 16]),
-            lineage,
-            ancestors: Vec::new(),
-            drawn: Sequence::ZERO,
-            role,
-        };
-        let side = |role, is_running, store| Side {
-            record: record(role),
-            queue: Vec::new(),
-            answer: None,
-            is_running,
-            disk: [0; 2],
-            maps: None,
-            spool: None,
-            store,
-        };
+        let side = |role, is_running, store| Side::new(lineage, role, is_running, store);
         let primary = lifeboat_model::relationship::Primary::Ready { start: None };
         Self {
-            sides: [
+            sides: vec![
                 side(Role::Primary(primary), true, None),
                 side(
                     Role::Replica(Replica::waiting(false)),
@@ -151,6 +148,105 @@ impl World {
         }
     }
 
+    /// As [`new`](Self::new), and the replica's host is to forward to a third one.
+    #[must_use]
+    pub fn extended(budget: Budget) -> Self {
+        let mut world = Self::new(budget);
+        let lineage = world.sides[0].record.lineage;
+        let third = Role::Replica(Replica::waiting(true));
+        let store = Some(Store::empty(lineage.id));
+        world.sides.push(Side::new(lineage, third, false, store));
+        let primary = lifeboat_model::relationship::Primary::Ready { start: None };
+        let mut forwarder = Side::new(lineage, Role::Primary(primary), false, None);
+        forwarder.record.forwards = Some(Source::Nothing);
+        world.sides.push(forwarder);
+        world
+    }
+
+    /// The hosts, by the sides that have a disk.
+    #[must_use]
+    pub fn hosts(&self) -> usize {
+        self.sides.len().min(FORWARDER)
+    }
+
+    /// Whether the replica's host forwards to a third one.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        self.sides.len() > FORWARDER
+    }
+
+    /// Whether the middle host protects the VM on the third, and has left the first.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.sides.len() == FORWARDER
+    }
+
+    /// The side whose disk, store and guest this one's host has.
+    #[must_use]
+    pub const fn host(at: usize) -> usize {
+        if at == FORWARDER { MIDDLE } else { at }
+    }
+
+    /// The side that this one talks to.
+    #[must_use]
+    pub fn peer(&self, at: usize) -> usize {
+        match at {
+            MIDDLE if self.has_left() => THIRD,
+            THIRD if self.has_left() => MIDDLE,
+            THIRD => FORWARDER,
+            FORWARDER => THIRD,
+            first => 1 - first,
+        }
+    }
+
+    /// Which link it talks over.
+    #[must_use]
+    pub fn link(&self, at: usize) -> usize {
+        usize::from(at >= THIRD || (at == MIDDLE && self.has_left()))
+    }
+
+    /// What a peer that asks is told.
+    #[must_use]
+    pub fn view(&self, at: usize) -> ReplicaView {
+        let view = self.sides[at].view();
+        match self.sides.get(FORWARDER) {
+            Some(forwarder) if at == MIDDLE => view.beside(&forwarder.record),
+            Some(_) | None => view,
+        }
+    }
+
+    /// What the head of the middle host held before; what differs now joins the set of changes
+    /// that the third host lacks.
+    pub fn mark_forwarded(&mut self, at: usize, before: &Disk) {
+        let blocks = difference(before, &self.sides[at].disk);
+        if at == MIDDLE
+            && let Some(forwarder) = self.sides.get_mut(FORWARDER)
+            && let Some(set) = &mut forwarder.maps
+        {
+            set.mark_all(blocks);
+        }
+    }
+
+    /// The second record is told what the first has come to.
+    pub fn tell_forwarder(&mut self) {
+        if self.is_extended() {
+            let side = &self.sides[MIDDLE];
+            let upstream = Upstream::of(&side.record, side.whole_moment());
+            self.tell(FORWARDER, Event::Upstream(upstream));
+        }
+    }
+
+    /// The second record takes the place of the first.
+    pub fn leave_first_hop(&mut self) {
+        let forwarder = self.sides.remove(FORWARDER);
+        let middle = &mut self.sides[MIDDLE];
+        *middle = Side {
+            is_running: middle.is_running,
+            disk: middle.disk,
+            ..forwarder
+        };
+    }
+
     /// What has happened on a side is decided, saved and adopted; its effects wait.
     ///
     /// # Errors
@@ -158,11 +254,15 @@ impl World {
     pub fn decide(&mut self, at: usize, event: Event) -> Result<(), Refused> {
         let side = &mut self.sides[at];
         let Step { next, effects } = side.record.decide(NOW, event)?;
+        let left = side.record.lineage.id;
         side.record = next;
         for effect in effects {
             side.enqueue(effect);
         }
-        side.follow_record();
+        side.follow_record(left);
+        if at == MIDDLE {
+            self.tell_forwarder();
+        }
         Ok(())
     }
 
@@ -187,12 +287,40 @@ pub const fn lineage_id(number: u8) -> LineageId {
     LineageId::from_bytes([number + 0x10; 16])
 }
 
-#[must_use]
-pub const fn other(side: usize) -> usize {
-    1 - side
-}
-
 impl Side {
+    fn new(lineage: Lineage, role: Role, is_running: bool, store: Option<Store>) -> Self {
+        let record = Record {
+            vm: VmId::from_bytes([1; 16]),
+            relationship: RelationshipId::from_bytes([2; 16]),
+            lineage,
+            ancestors: Vec::new(),
+            drawn: Sequence::ZERO,
+            role,
+            forwards: None,
+        };
+        Self {
+            record,
+            queue: Vec::new(),
+            answer: None,
+            is_running,
+            disk: [0; 2],
+            maps: None,
+            spool: None,
+            store,
+        }
+    }
+
+    /// The moment that the head holds; none while it holds a part of one.
+    #[must_use]
+    pub fn whole_moment(&self) -> Option<Sequence> {
+        let store = self.store.as_ref()?;
+        let is_whole = store.role == StoreRole::Replica && store.copy.is_none();
+        store
+            .applied
+            .filter(|_| is_whole)
+            .map(|(sequence, _)| sequence)
+    }
+
     /// As the driver's queue does: stopping takes away what waits and can be stopped.
     fn enqueue(&mut self, effect: Effect) {
         if effect == Effect::StopWork {
@@ -213,6 +341,7 @@ impl Side {
                 | Effect::CommitStore
                 | Effect::AnnounceTakeOver
                 | Effect::AskAdoption
+                | Effect::PassOnTakeOver
                 | Effect::Report(_) => true,
             });
         } else if !matches!(effect, Effect::Report(_)) && !self.queue.contains(&effect) {
@@ -221,7 +350,7 @@ impl Side {
     }
 
     /// The store follows the history that its record follows, and a new replica has a store.
-    fn follow_record(&mut self) {
+    fn follow_record(&mut self, left: LineageId) {
         let Role::Replica(replica) = &self.record.role else {
             return;
         };
@@ -230,21 +359,25 @@ impl Side {
         }
         let lineage = self.record.lineage.id;
         let is_adopted = match &self.store {
-            Some(store) => store.role == crate::disk::StoreRole::Committed,
+            Some(store) => store.role == StoreRole::Committed,
             None => true,
         };
         if is_adopted {
-            let moment = (self.record.drawn, self.disk);
+            let (sequence, disk) = (self.record.drawn, self.disk);
             self.store = Some(Store {
-                applied: Some(moment),
-                points: vec![moment],
+                applied: Some((sequence, disk)),
+                points: vec![Point {
+                    lineage: left,
+                    sequence,
+                    disk,
+                }],
                 ..Store::empty(lineage)
             });
             self.maps = None;
             self.spool = None;
         }
         if let Some(store) = &mut self.store
-            && store.role == crate::disk::StoreRole::Replica
+            && store.role == StoreRole::Replica
         {
             store.lineage = lineage;
         }
@@ -258,7 +391,16 @@ impl Side {
         }
     }
 
-    /// What a peer is told.
+    /// Whether it is the second copy of a chain, which reverses nothing.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        match &self.record.role {
+            Role::Replica(replica) => replica.extended,
+            Role::Primary(_) => false,
+        }
+    }
+
+    /// What this side alone has to tell.
     #[must_use]
     pub fn view(&self) -> ReplicaView {
         let store = self.store.as_ref();

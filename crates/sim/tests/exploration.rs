@@ -5,22 +5,22 @@ use lifeboat_sim::{Budget, Explored, Scene, explore, walk};
 /// Much goes wrong, and operators do little.
 const FAULTS: Budget = Budget {
     crashes: 2,
-    lost: 2,
-    repeated: 1,
-    slow: 1,
+    lost: [2; 2],
+    repeated: [1; 2],
+    slow: [1; 2],
     writes: 1,
     commands: 2,
-    cycles: 1,
+    cycles: [1; 2],
 };
 /// Little goes wrong, and operators do much.
 const OPERATORS: Budget = Budget {
     crashes: 0,
-    lost: 1,
-    repeated: 1,
-    slow: 1,
+    lost: [1; 2],
+    repeated: [1; 2],
+    slow: [1; 2],
     writes: 2,
     commands: 4,
-    cycles: 1,
+    cycles: [1; 2],
 };
 /// How many states are followed from each scene, the nearest ones first: what an optimized build
 /// on one core does in half a minute with either budget.

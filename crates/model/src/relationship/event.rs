@@ -1,6 +1,7 @@
 //! What may happen to a relationship, and what is to be done about it.
 
 use crate::contract::{FailoverType, InitialReplicationType};
+use crate::relationship::forward::{Hop, Upstream};
 use crate::relationship::primary::{CriticalCause, ResyncCause};
 use crate::relationship::replica::ApplyTrouble;
 use crate::relationship::standing::Standing;
@@ -47,6 +48,8 @@ pub enum Event {
     Commit,
     /// `ReverseReplicationRelationship`.
     Reverse,
+    /// `ChangeReplicationModeToPrimary`, of the second hop's record.
+    BecomePrimary,
     /// Where both sides have gone on with the VM: this side's history is the one to keep, and
     /// `over`, the peer's, is abandoned with all that led to it. A lineage begins that descends from both, so that the peer
     /// stands down when it hears of it. Said at both sides, it leaves them parted as before.
@@ -138,7 +141,12 @@ pub enum Event {
         lineage: Lineage,
         ancestors: Vec<Lineage>,
         vm: VmPower,
+        /// Which of its replicas the peer asks for.
+        hop: Hop,
     },
+    /// To the second hop's record: what the first has come to. Told whenever that changes, before
+    /// the first hop's effects are run, and after a restart.
+    Upstream(Upstream),
 }
 
 /// Whether the guest runs.
@@ -188,6 +196,8 @@ pub enum TakeOverNews {
     TakenOver {
         lineage: Lineage,
         ancestors: Vec<Lineage>,
+        /// To a replica: how it is replicated to from now on.
+        hop: Hop,
     },
     /// The peer says that it is a replica again. Only a session shows whether it is.
     Reverted,
@@ -262,6 +272,9 @@ pub enum Effect {
     AnnounceTakeOver,
     /// Ask the peer, an old primary or one that was overruled, to become the replica.
     AskAdoption,
+    /// Of a second hop: tell the first hop's peer what became of a failover on the third host, as
+    /// [`ReplicaView::beside`](super::ReplicaView::beside) has it.
+    PassOnTakeOver,
     /// Write an event for people.
     Report(Report),
 }

@@ -52,7 +52,9 @@ impl Record {
                 last,
                 cycle: Cycle::Idle,
             } => {
-                let sequence = self.draw();
+                let Some(sequence) = self.next_moment() else {
+                    return self.unchanged();
+                };
                 let next = Primary::Replicating {
                     last: *last,
                     cycle: Cycle::Capturing { sequence },
@@ -107,7 +109,9 @@ impl Record {
                 effects: copying.resume(),
             },
             Work::Closing(Cycle::Idle) => {
-                let sequence = self.draw();
+                let Some(sequence) = self.next_moment() else {
+                    return self.primary(phase(copying), Vec::new());
+                };
                 let work = Work::Closing(Cycle::Capturing { sequence });
                 let capture = Effect::Capture {
                     sequence,
@@ -134,6 +138,11 @@ impl Record {
                 step.next.drawn = step.next.drawn.max(tip);
                 step
             }
+            Standing::Unaware { .. } => {
+                let mut step = self.in_contact(primary);
+                step.effects.push(Effect::AnnounceTakeOver);
+                step
+            }
             Standing::Behind { .. } => self.in_contact(primary).and_then(|record, primary| {
                 let mut step = record.needs_resync_after_fork(primary);
                 step.effects.push(Effect::AnnounceTakeOver);
@@ -141,7 +150,7 @@ impl Record {
             }),
             Standing::Overruled { .. } => self.overruled(primary),
             Standing::TakenOver { lineage, ancestors } => {
-                self.peer_news(primary, TakeOverNews::TakenOver { lineage, ancestors })
+                self.told_of_take_over(primary, lineage, &ancestors)
             }
             Standing::SplitBrain { theirs } => self.split_brain(primary, theirs),
         }
@@ -156,6 +165,9 @@ impl Record {
             Primary::Fenced { by, from } => {
                 let mut step = self.go_on_in_session(*from);
                 step.next.remember(*by);
+                if self.forwards.is_some() {
+                    step.effects.push(Effect::PassOnTakeOver);
+                }
                 step
             }
             Primary::Critical { .. }
@@ -197,9 +209,13 @@ impl Record {
         let mut effects = vec![Effect::AnnounceTakeOver];
         match primary {
             Primary::Copying(_) | Primary::Resyncing(_) => effects.push(Effect::AskAdoption),
+            // Where it was given up by somebody further up the chain.
+            Primary::Replicating { .. } | Primary::Preparing { .. } => {
+                let mut step = self.needs_resync(primary, ResyncCause::UnknownMoments);
+                step.effects.push(Effect::AnnounceTakeOver);
+                return step;
+            }
             Primary::Ready { .. }
-            | Primary::Replicating { .. }
-            | Primary::Preparing { .. }
             | Primary::Prepared { .. }
             | Primary::AskingToGoOn { .. }
             | Primary::Suspended { .. }
@@ -468,20 +484,9 @@ impl Record {
     /// the peer's own report shows that it has given up.
     pub(super) fn peer_news(&self, primary: &Primary, news: TakeOverNews) -> Step {
         match news {
-            TakeOverNews::TakenOver { lineage, ancestors } => {
-                if lineage.id == self.lineage.id || has(&self.ancestors, lineage.id) {
-                    return self.unchanged();
-                }
-                if !descends(&lineage, &ancestors, self.lineage.id) {
-                    return self.split_brain(primary, lineage);
-                }
-                if let Primary::Fenced { by, .. } = primary
-                    && by.id == lineage.id
-                {
-                    return self.unchanged();
-                }
-                self.fence(primary, lineage)
-            }
+            TakeOverNews::TakenOver {
+                lineage, ancestors, ..
+            } => self.told_of_take_over(primary, lineage, &ancestors),
             TakeOverNews::Reverted => match primary {
                 Primary::Fenced { .. } => self.primary(primary.clone(), vec![Effect::OpenSession]),
                 Primary::Ready { .. }
@@ -499,11 +504,40 @@ impl Record {
         }
     }
 
+    fn told_of_take_over(
+        &self,
+        primary: &Primary,
+        lineage: Lineage,
+        ancestors: &[Lineage],
+    ) -> Step {
+        if lineage.id == self.lineage.id || has(&self.ancestors, lineage.id) {
+            return self.unchanged();
+        }
+        if !descends(&lineage, ancestors, self.lineage.id) {
+            return self.split_brain(primary, lineage);
+        }
+        if let Primary::Fenced { by, .. } = primary
+            && by.id == lineage.id
+        {
+            return self.unchanged();
+        }
+        let mut heard = self.clone();
+        if self.forwards.is_some() {
+            // Whoever settles it further up the chain must know all that is given up then.
+            for one in ancestors.iter().filter(|one| one.id != self.lineage.id) {
+                heard.remember(*one);
+            }
+        }
+        heard.fence(primary, lineage)
+    }
+
     pub(super) fn fence(&self, primary: &Primary, by: Lineage) -> Step {
         let mut effects = stop_work(primary);
         effects.push(Effect::Report(Report::Fenced { by }));
         let from = primary.rest();
-        self.primary(Primary::Fenced { by, from }, effects)
+        let mut step = self.primary(Primary::Fenced { by, from }, effects);
+        step.effects.extend(step.next.news_of_fence());
+        step
     }
 
     pub(super) fn cancel_granted(&self, primary: &Primary) -> Step {

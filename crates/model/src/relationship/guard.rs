@@ -170,6 +170,35 @@ impl Operation {
         }
     }
 
+    /// Whether it is about the first of two relationships, or the VM, and never about the second.
+    pub(super) const fn is_of_first_hop(self) -> bool {
+        match self {
+            Self::CreateReplicationRelationship
+            | Self::ImportInitialReplica
+            | Self::MarkAsReplica
+            | Self::CancelPlannedFailover
+            | Self::PreparePlannedFailover
+            | Self::InitiateFailover
+            | Self::RevertFailover
+            | Self::CommitFailover
+            | Self::ReverseReplicationRelationship
+            | Self::TestReplicaSystem
+            | Self::InitiateFailback
+            | Self::SetFailoverNetworkAdapterSettings
+            | Self::StartVm => true,
+            Self::StartReplication
+            | Self::ModifyReplicationSettings
+            | Self::RemoveReplicationRelationship
+            | Self::CancelInitialReplication
+            | Self::Resume
+            | Self::Suspend
+            | Self::CancelResynchronize
+            | Self::Resynchronize
+            | Self::ChangeReplicationModeToPrimary
+            | Self::ReadStatistics => false,
+        }
+    }
+
     /// What the operator asked for, as the end of "cannot …".
     #[must_use]
     pub const fn wish(self) -> &'static str {

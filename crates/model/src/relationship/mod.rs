@@ -24,10 +24,14 @@
 //! the peer's history descends from ours) until [`Event::Survive`] or [`Event::Yield`] says which
 //! history is kept. A failover that is not committed is given up by [`Event::Revert`].
 //!
+//! A replica's host may forward what it has applied to a third one: that is a record of its own,
+//! whose role is a primary's and which knows only its own peer. See [`Upstream`].
+//!
 //! The numbers of the contract come from [`Record::state`]; nothing else knows them.
 
 mod event;
 mod facts;
+mod forward;
 mod guard;
 mod parted;
 mod primary;
@@ -47,6 +51,7 @@ pub use event::{
     CancelHow, CopyPurpose, Effect, Event, FailoverChoice, PrimaryGuest, Report, TakeOverNews,
     VmPower,
 };
+pub use forward::{Hop, Source, Upstream};
 pub use guard::Operation;
 pub use primary::{
     Copying, CriticalCause, Cycle, PlannedStart, Primary, ResyncCause, SuspendedFrom, Work,
@@ -68,6 +73,10 @@ pub struct Record {
     /// The highest number ever drawn here or heard of; a new moment takes the next.
     pub drawn: Sequence,
     pub role: Role,
+    /// What a replica's host forwards to a third one; absent on every record but the sending one of
+    /// a second hop, whose role is a primary's.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub forwards: Option<Source>,
 }
 
 /// What this host does for the relationship.
@@ -97,19 +106,24 @@ impl Record {
     /// [`Refused`] for an operator's wish that the state does not allow. News that come too
     /// late or twice are no error: the step changes nothing.
     pub fn decide(&self, now: Timestamp, event: Event) -> Result<Step, Refused> {
-        match &self.role {
-            Role::Primary(primary) => self.decide_as_primary(primary, now, event),
-            Role::Replica(replica) => self.decide_as_replica(replica, event),
-        }
+        let mut step = match &self.role {
+            Role::Primary(primary) => self.decide_as_primary(primary, now, event)?,
+            Role::Replica(replica) => self.decide_as_replica(replica, event)?,
+        };
+        step.next.withhold(&mut step.effects);
+        Ok(step)
     }
 
     /// The effects that a saved record asks for after a restart.
     #[must_use]
     pub fn resume(&self) -> Vec<Effect> {
-        match &self.role {
+        let mut effects = match &self.role {
             Role::Primary(primary) => primary.resume(),
             Role::Replica(replica) => replica.resume(),
-        }
+        };
+        effects.extend(self.news_of_fence());
+        self.withhold(&mut effects);
+        effects
     }
 
     /// The state that the contract shows.
@@ -125,6 +139,7 @@ impl Record {
     #[must_use]
     pub fn mode(&self) -> ReplicationMode {
         match &self.role {
+            Role::Primary(_) if self.forwards.is_some() => ReplicationMode::Replica,
             Role::Primary(_) => ReplicationMode::Primary,
             Role::Replica(replica) if replica.extended => ReplicationMode::ExtendedReplica,
             Role::Replica(_) => ReplicationMode::Replica,
@@ -177,7 +192,8 @@ impl Record {
     /// [`Refused::State`].
     pub fn refuse_unless(&self, operation: Operation) -> Result<(), Refused> {
         let (mode, state) = (self.mode(), self.state());
-        if operation.accepts(mode, state) {
+        let is_of_first_hop = self.forwards.is_some() && operation.is_of_first_hop();
+        if operation.accepts(mode, state) && !is_of_first_hop {
             Ok(())
         } else {
             Err(Refused::State {
@@ -243,14 +259,16 @@ impl Record {
         effects: Vec<Effect>,
         lineage: Lineage,
         ancestors: &[Lineage],
+        hop: Hop,
     ) -> Step {
         let replica = Replica {
-            extended: false,
+            extended: hop == Hop::Second,
             prepared: None,
             phase: ReplicaPhase::Resyncing,
         };
         let mut step = self.to(Role::Replica(replica), effects);
         step.next.drawn = self.draw();
+        step.next.forwards = None;
         step.next.follow(lineage, ancestors);
         step
     }

@@ -5,6 +5,7 @@
 
 use crate::relationship::event::{Effect, Report, TakeOverNews, VmPower};
 use crate::relationship::facts::stop_work;
+use crate::relationship::forward::Hop;
 use crate::relationship::guard::Operation;
 use crate::relationship::primary::{CriticalCause, Primary, ResyncCause, SuspendedFrom};
 use crate::relationship::refused::Refused;
@@ -106,6 +107,7 @@ impl Record {
         lineage: Lineage,
         ancestors: &[Lineage],
         vm: VmPower,
+        hop: Hop,
     ) -> Result<Step, Refused> {
         let operation = Operation::MarkAsReplica;
         let gave_up = match primary {
@@ -129,13 +131,18 @@ impl Record {
         if vm == VmPower::Running {
             return Err(Refused::VmRunning { operation });
         }
-        Ok(self.become_replica(stop_work(primary), lineage, ancestors))
+        Ok(self.become_replica(stop_work(primary), lineage, ancestors, hop))
     }
 
     /// The primary has gone on with a history that takes up ours. As in
     /// [`prepared_cancelled`](Self::prepared_cancelled), a number is used up.
     pub(super) fn primary_news(&self, replica: &Replica, news: TakeOverNews) -> Step {
-        let TakeOverNews::TakenOver { lineage, ancestors } = news else {
+        let TakeOverNews::TakenOver {
+            lineage,
+            ancestors,
+            hop,
+        } = news
+        else {
             return self.unchanged();
         };
         if lineage.id == self.lineage.id || has(&self.ancestors, lineage.id) {
@@ -150,7 +157,11 @@ impl Record {
                 if !descends(&lineage, &ancestors, self.lineage.id) {
                     return self.unchanged();
                 }
-                let mut step = self.set_prepared(replica, None);
+                let followed = Replica {
+                    extended: hop == Hop::Second,
+                    ..replica.clone()
+                };
+                let mut step = self.set_prepared(&followed, None);
                 step.next.drawn = self.draw();
                 step.next.follow(lineage, &ancestors);
                 step
@@ -247,6 +258,7 @@ impl Record {
         lineage: Lineage,
         ancestors: &[Lineage],
         vm: VmPower,
+        hop: Hop,
     ) -> Result<Step, Refused> {
         let operation = Operation::MarkAsReplica;
         match &replica.phase {
@@ -266,7 +278,7 @@ impl Record {
                 } else if vm == VmPower::Running {
                     Err(Refused::VmRunning { operation })
                 } else {
-                    Ok(self.become_replica(vec![Effect::StopWork], lineage, ancestors))
+                    Ok(self.become_replica(vec![Effect::StopWork], lineage, ancestors, hop))
                 }
             }
             ReplicaPhase::WaitingInitial

@@ -259,6 +259,30 @@ impl Primary {
         }
     }
 
+    /// The same phase with no delta on its way.
+    pub(super) fn at_rest(&self) -> Self {
+        match self {
+            Self::Copying(copying) => Self::Copying(copying.at_rest()),
+            Self::Resyncing(copying) => Self::Resyncing(copying.at_rest()),
+            Self::Replicating { last, .. } => Self::Replicating {
+                last: *last,
+                cycle: Cycle::Idle,
+            },
+            Self::Preparing { last, .. } => Self::Preparing {
+                last: *last,
+                cycle: Cycle::Idle,
+            },
+            Self::Ready { .. }
+            | Self::Prepared { .. }
+            | Self::AskingToGoOn { .. }
+            | Self::Suspended { .. }
+            | Self::Critical { .. }
+            | Self::ResyncRequired { .. }
+            | Self::ResyncSuspended(_)
+            | Self::Fenced { .. } => self.clone(),
+        }
+    }
+
     pub(super) fn resume(&self) -> Vec<Effect> {
         match self {
             Self::Copying(copying) | Self::Resyncing(copying) => copying.resume(),

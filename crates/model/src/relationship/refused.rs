@@ -43,6 +43,19 @@ pub enum Refused {
     Overruled { operation: Operation },
     #[error("there is no survivor to name: the two hosts' histories of the VM have not parted")]
     NothingToSettle,
+    #[error(
+        "cannot {}: the VM is replicated on from here to a third host",
+        operation.wish()
+    )]
+    Extended { operation: Operation },
+    #[error(
+        "cannot fail over: the extended replica has taken over (lineage {} of {})",
+        by.counter,
+        by.id
+    )]
+    ExtendedTookOver { by: Lineage },
+    #[error("the survivor is not named here: this host only passes the VM's history on")]
+    SettledElsewhere,
     #[error("cannot {}: moment {sequence} is out of date", operation.wish())]
     OutOfDate {
         operation: Operation,
@@ -66,6 +79,9 @@ impl Refused {
             | Self::SplitBrain { .. }
             | Self::Overruled { .. }
             | Self::NothingToSettle
+            | Self::Extended { .. }
+            | Self::ExtendedTookOver { .. }
+            | Self::SettledElsewhere
             | Self::OutOfDate { .. } => ReturnCode::InvalidState,
             Self::Busy { .. } => ReturnCode::InUse,
             Self::TooFarAhead { .. } => ReturnCode::InvalidParameter,
@@ -97,6 +113,15 @@ impl Refused {
             Self::Overruled { .. } => "stop the VM here and revert the failover",
             Self::NothingToSettle => {
                 "see `lifeboat health` on both hosts; a failover that is not committed is committed or reverted first"
+            }
+            Self::Extended { .. } => {
+                "remove the extended relationship first; once a failover here is committed, it can be made the primary one instead"
+            }
+            Self::ExtendedTookOver { .. } => {
+                "use the VM there, or revert that failover; with --force the failover is made nevertheless, and the two histories part"
+            }
+            Self::SettledElsewhere => {
+                "name the survivor on the host where the VM is written, or remove the extended relationship and enable it again"
             }
             Self::OutOfDate { .. } => "ask the replica what it holds; this is done by itself",
         }

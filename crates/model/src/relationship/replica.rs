@@ -249,6 +249,7 @@ impl Record {
             Event::CancelResynchronize => Err(self.not_here(Operation::CancelResynchronize)),
             Event::Prepare { .. } => Err(self.not_here(Operation::PreparePlannedFailover)),
             Event::CancelPrepared { .. } => Err(self.not_here(Operation::CancelPlannedFailover)),
+            Event::BecomePrimary => Err(self.not_here(Operation::ChangeReplicationModeToPrimary)),
 
             Event::Survive {
                 over,
@@ -260,7 +261,8 @@ impl Record {
                 lineage,
                 ancestors,
                 vm,
-            } => self.be_adopted_as_replica(replica, lineage, &ancestors, vm),
+                hop,
+            } => self.be_adopted_as_replica(replica, lineage, &ancestors, vm, hop),
             Event::Prepared { sequence } => self.prepared(replica, sequence),
             Event::PreparedCancelled { sequence } => self.prepared_cancelled(replica, sequence),
             Event::Peer(news) => Ok(self.primary_news(replica, news)),
@@ -291,7 +293,8 @@ impl Record {
             | Event::CancelGranted
             | Event::NeedsResync(_)
             | Event::Failed(_)
-            | Event::Mended => Ok(self.unchanged()),
+            | Event::Mended
+            | Event::Upstream(_) => Ok(self.unchanged()),
         }
     }
 

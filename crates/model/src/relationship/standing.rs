@@ -31,6 +31,11 @@ pub enum Standing {
     Ahead {
         tip: Sequence,
     },
+    /// The replica follows the history of this side's last receipt, which this side's descends from,
+    /// and has not heard of that. It lacks what is marked since, and nothing else.
+    Unaware {
+        theirs: Lineage,
+    },
     /// The replica follows a history that this side has left and may be brought after it.
     Behind {
         theirs: Lineage,
@@ -93,12 +98,18 @@ impl Record {
         let theirs = view.lineage;
         let is_ours = theirs.id == self.lineage.id;
         if has(&self.ancestors, theirs.id) && !is_ours {
-            return if view.has_taken_over {
-                Standing::Overruled { theirs }
+            if view.has_taken_over {
+                return Standing::Overruled { theirs };
+            }
+            let is_tracked = primary
+                .last_receipt()
+                .is_some_and(|last| last.lineage == theirs.id)
+                && self.compare_tips(primary, view) == Standing::InStep;
+            return self.fenced_still(primary, view).unwrap_or(if is_tracked {
+                Standing::Unaware { theirs }
             } else {
-                self.fenced_still(primary, view)
-                    .unwrap_or(Standing::Behind { theirs })
-            };
+                Standing::Behind { theirs }
+            });
         }
         if !is_ours && descends(&theirs, &view.ancestors, self.lineage.id) {
             return Standing::TakenOver {

@@ -39,17 +39,29 @@ impl Record {
             Event::Revert { .. } => Err(self.wrong_side(Operation::RevertFailover)),
             Event::Commit => Err(self.wrong_side(Operation::CommitFailover)),
             Event::Reverse => Err(self.wrong_side(Operation::ReverseReplicationRelationship)),
+            Event::BecomePrimary => self.become_the_primary(primary),
             Event::Survive {
                 over,
                 ancestors,
                 lineage,
-            } => self.survive(primary, over, ancestors, lineage),
-            Event::Yield { to } => self.yield_to(primary, to),
+            } => {
+                self.refuse_to_settle()?;
+                self.survive(primary, over, ancestors, lineage)
+            }
+            Event::Yield { to } => {
+                self.refuse_to_settle()?;
+                self.yield_to(primary, to)
+            }
             Event::Adopt {
                 lineage,
                 ancestors,
                 vm,
-            } => self.be_adopted(primary, lineage, &ancestors, vm),
+                hop,
+            } => {
+                self.refuse_to_settle()?;
+                self.be_adopted(primary, lineage, &ancestors, vm, hop)
+            }
+            Event::Upstream(upstream) => Ok(self.upstream(primary, &upstream)),
             Event::Due => Ok(self.due(primary, now)),
             Event::Session(standing) => Ok(self.session(primary, standing)),
             Event::ChunksDone { copy } => Ok(self.chunks_done(primary, copy)),
@@ -156,14 +168,20 @@ impl Record {
         cause: Option<ResyncCause>,
         phase: fn(Copying) -> Primary,
     ) -> Step {
-        let copy = self.draw();
+        let mut effects = stop_work(primary);
+        let Some(copy) = self.next_moment() else {
+            let waiting = awaiting_moment(purpose, cause);
+            if waiting == *primary {
+                return self.unchanged();
+            }
+            return self.primary(waiting, effects);
+        };
         let copying = Copying {
             copy,
             purpose,
             cause,
             work: Work::Chunks,
         };
-        let mut effects = stop_work(primary);
         effects.push(Effect::StartTracking { moment: copy });
         effects.push(Effect::Copy { copy, purpose });
         self.primary_drawn(copy, phase(copying), effects)
@@ -327,5 +345,25 @@ impl Record {
         let mut effects = stop_work(primary);
         effects.push(Effect::StopTracking);
         Ok(self.primary(Primary::ResyncRequired { cause, at: None }, effects))
+    }
+}
+
+/// Where a copy would begin and there is no moment to begin with: it is due as soon as there is one.
+fn awaiting_moment(purpose: CopyPurpose, cause: Option<ResyncCause>) -> Primary {
+    let at = Timestamp::from_micros(0);
+    let kind = match purpose {
+        CopyPurpose::Initial => InitialReplicationType::NetworkTransfer,
+        CopyPurpose::Compare | CopyPurpose::Reverse => {
+            InitialReplicationType::SeededNetworkTransfer
+        }
+    };
+    match cause {
+        Some(cause) => Primary::ResyncRequired {
+            cause,
+            at: Some(at),
+        },
+        None => Primary::Ready {
+            start: Some(PlannedStart { kind, at }),
+        },
     }
 }

@@ -1,5 +1,6 @@
 //! The contract's transition table, by its numbers, and what it does not say.
 
+mod forward;
 mod rules;
 mod table;
 
@@ -38,6 +39,7 @@ fn record(role: Role) -> Record {
         ancestors: Vec::new(),
         drawn: Sequence::new(9),
         role,
+        forwards: None,
     }
 }
 
@@ -131,6 +133,7 @@ fn taken_over(number: u8, ancestors: &[u8]) -> Event {
     Event::Peer(TakeOverNews::TakenOver {
         lineage: lineage(number, from),
         ancestors,
+        hop: Hop::First,
     })
 }
 

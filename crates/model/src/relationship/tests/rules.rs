@@ -23,6 +23,7 @@ fn the_former_primary_becomes_a_replica_only_with_its_guest_off() {
         lineage: lineage(2, Some(1)),
         ancestors: vec![lineage(1, None)],
         vm,
+        hop: Hop::First,
     };
     for old in [prepared(), replicating(), resync_required()] {
         let refused = old.decide(NOW, adopt(VmPower::Running)).unwrap_err();
@@ -43,6 +44,7 @@ fn a_history_that_is_no_ancestor_is_not_adopted() {
         lineage: lineage(2, Some(7)),
         ancestors: vec![lineage(7, None)],
         vm: VmPower::Off,
+        hop: Hop::First,
     };
     let refused = replicating().decide(NOW, adopt).unwrap_err();
     assert!(matches!(refused, Refused::SplitBrain { .. }), "{refused:?}");
