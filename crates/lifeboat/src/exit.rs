@@ -513,6 +513,7 @@ fn of_refused(refused: &Refused) -> Exit {
         }
         Refused::NotEmpty { .. }
         | Refused::Reopen
+        | Refused::NoteTooLong { .. }
         | Refused::BadDisks
         | Refused::OtherRelationship { .. }
         | Refused::OtherLineage { .. }
@@ -592,6 +593,7 @@ fn refused_hint(refused: &Refused) -> Option<&'static str> {
         | Refused::BadImage { .. }
         | Refused::OtherFailoverDisks
         | Refused::PointInUse { .. }
+        | Refused::NoteTooLong { .. }
         | Refused::Committing => None,
     }
 }
@@ -628,6 +630,7 @@ mod tests {
         let refused = [
             Refused::NotEmpty { path },
             Refused::Reopen,
+            Refused::NoteTooLong { bytes: 1 },
             Refused::BadDisks,
             Refused::OtherRelationship {
                 theirs: relationship,
