@@ -459,6 +459,8 @@ impl Service {
             .save_relation(&next)
             .map_err(|error| not_saved("the settings", &error))?;
         *relation = next;
+        drop(core);
+        self.note_soon(vm);
         Ok(())
     }
 
@@ -510,6 +512,7 @@ impl Service {
             self.update_jobs(vm, &mut core);
         }
         self.inner.scheduler.set(vm.id, None);
+        self.note_soon(vm);
         vm.tell_changed();
         let message = format!("{}: replication was removed on this host", vm.name());
         self.report(Some(vm.id), Severity::Info, "replication_removed", &message);

@@ -121,6 +121,8 @@ pub(crate) enum Task {
     Effect(Effect),
     /// Apply what was received; points, retention.
     Apply,
+    /// Note beside the store what the VM is.
+    Note,
 }
 
 /// An event was not taken.
@@ -205,8 +207,9 @@ impl Vm {
                 .running
                 .as_ref()
                 .is_some_and(|(running, stop)| *running == task && !stop.is_asked());
-            // A delta that comes while others are applied may just have missed its turn.
-            let may_repeat = task == Task::Apply;
+            // A delta that comes while others are applied may just have missed its turn, and so
+            // may a change that is noted.
+            let may_repeat = matches!(task, Task::Apply | Task::Note);
             if queue.tasks.contains(&task) || (is_running && !may_repeat) {
                 continue;
             }
@@ -258,7 +261,7 @@ impl Task {
     /// the peer something decided is brought to its end.
     fn may_be_stopped(&self) -> bool {
         match self {
-            Self::Apply => false,
+            Self::Apply | Self::Note => false,
             Self::Effect(effect) => match effect {
                 Effect::OpenSession
                 | Effect::Copy { .. }

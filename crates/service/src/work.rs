@@ -12,6 +12,7 @@ impl Service {
     pub(crate) fn run_task(&self, vm: &VmArc, task: Task, stop: &Stop) {
         match task {
             Task::Apply => self.apply_received(vm),
+            Task::Note => self.note_beside_store(vm),
             Task::Effect(effect) => self.run_effect(vm, &effect, stop),
         }
     }
