@@ -191,7 +191,7 @@ impl Service {
         if !self.receives() {
             return Err(refusal(
                 RefusalCode::NotAuthorized,
-                "this host does not accept replication: enable it here with `lifeboat host settings --recovery-server enabled`",
+                "this host does not accept replication: enable it here with `lifeboat host settings --recovery-server on --authentication certificate`",
             ));
         }
         let entry = self
@@ -308,7 +308,7 @@ impl Service {
         let in_use = || {
             refusal(
                 RefusalCode::InvalidState,
-                "this VM has another relationship here already; remove that first",
+                "this VM has another relationship here already; remove that first, or take its replica up: `lifeboat replication enable --onto-kept-replica`",
             )
         };
         let relation = vm.core().relation.clone().ok_or_else(in_use)?;

@@ -296,7 +296,7 @@ fn role_of(phase: &ReplicaPhase) -> ReplicaRole {
 impl Host for Service {
     fn introduce(&self, caller: &PeerName) -> Result<Introduction, Refusal> {
         let refusal = if !self.receives() {
-            Some("this host does not accept replication: enable it with `lifeboat host settings --recovery-server enabled`".to_owned())
+            Some("this host does not accept replication: enable it with `lifeboat host settings --recovery-server on --authentication certificate`".to_owned())
         } else if self.entry_for(caller.as_str()).is_none() {
             Some(not_authorized(caller).message)
         } else {

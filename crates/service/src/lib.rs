@@ -30,6 +30,7 @@ mod failover;
 mod health;
 mod host;
 mod jobs;
+mod kept_replica;
 mod ledger;
 mod limits;
 mod manage;

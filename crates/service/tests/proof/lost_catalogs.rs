@@ -2,9 +2,11 @@
 
 use lifeboat_model::contract::{InitialReplicationType, ReplicationState};
 use lifeboat_model::settings::SettingsChange;
-use lifeboat_model::{Sequence, VmId};
+use lifeboat_model::{RelationshipId, Sequence, VmId};
 use lifeboat_peer::testing::Fault;
-use lifeboat_service::api::{EnableReplication, Operations as _, Urgency, VmOperation, VmRef};
+use lifeboat_service::api::{
+    EnableReplication, NewVm, NewVmDisk, Operations as _, Urgency, VmOperation, VmRef,
+};
 
 use crate::gate::Death;
 use crate::reversal::commit;
@@ -160,6 +162,7 @@ fn with_both_catalogs_lost_an_older_point_is_started_kept_and_protected_anew() {
     let enable = VmOperation::EnableReplication(EnableReplication {
         recovery_connection_point: "alpha.test:8473".to_owned(),
         recovery_host_name: None,
+        kept_replica: None,
         settings: SettingsChange {
             replication_interval: Some(3600),
             ..SettingsChange::default()
@@ -369,4 +372,149 @@ fn a_store_that_knows_nothing_but_itself_can_do_all_but_receive() {
         .unwrap();
     world.beta.ask(world.vm, VmOperation::StartVm).unwrap();
     world.expect(At::Beta, &bytes);
+}
+
+/// Alpha's catalog is lost, and the VM is defined again on its images.
+fn define_again_on_alpha(world: &World, id: Option<VmId>) -> VmId {
+    let folder = world.alpha.root().join("state/vms");
+    let folder = folder.join(world.vm.to_string());
+    let disks = world.shadow.keys().map(|disk| NewVmDisk {
+        id: disk.parse().unwrap(),
+        size: None,
+        image: Some(folder.join(format!("{disk}.raw"))),
+    });
+    let new = NewVm {
+        id,
+        name: "web".to_owned(),
+        memory_mib: 64,
+        processors: 1,
+        disks: disks.collect(),
+    };
+    world.alpha.service.define_vm(&admin(), new).unwrap().id
+}
+
+fn take_up(relationship: RelationshipId) -> VmOperation {
+    VmOperation::EnableReplication(EnableReplication {
+        recovery_connection_point: "beta.test:8473".to_owned(),
+        recovery_host_name: None,
+        kept_replica: Some(relationship),
+        settings: SettingsChange {
+            replication_interval: Some(3600),
+            recovery_history: Some(7),
+            ..SettingsChange::default()
+        },
+    })
+}
+
+#[test]
+fn a_primary_whose_catalog_is_lost_takes_the_kept_replica_up_by_comparison() {
+    let mut world = World::replicated(110);
+    let (point, bytes) = older_point(&mut world);
+    let before = world.beta.relation(world.vm);
+    // Numbers that its peer has never heard of are used up there.
+    let beta = world.beta.address.clone();
+    world.network.disconnect(&beta);
+    world.write(4);
+    world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+    world.wait_for("it does not get through", |world| {
+        let health = world.alpha.service.health(&admin(), &VmRef::Id(world.vm));
+        !health.unwrap().reasons.is_empty()
+    });
+    world.alpha.begin_anew();
+    world.network.connect(&beta);
+    assert_eq!(define_again_on_alpha(&world, Some(world.vm)), world.vm);
+    world.start(At::Alpha);
+    let shadow = world.shadow.clone();
+    world.expect(At::Alpha, &shadow);
+    world.write(4);
+    let (copied, _) = world.traffic();
+    world.ask(At::Alpha, take_up(before.id)).unwrap();
+    // Nothing is overwritten before somebody asks for it.
+    world.alpha.restart();
+    world.start(At::Alpha);
+    assert_eq!(world.beta.points(world.vm).len(), 2);
+    let resync = VmOperation::Resynchronize { at: None };
+    world.reach("compared", At::Alpha, &resync, World::is_replicating);
+    for _ in 0..2 {
+        world.write(4);
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+    }
+    assert!(
+        world.traffic().0 - copied < FEW,
+        "nearly everything travelled"
+    );
+    world.expect_point(point, &bytes);
+    let after = world.beta.relation(world.vm);
+    assert_eq!(after.id, before.id);
+    assert_eq!(after.settings.recovery_history().points(), 7);
+    assert_eq!(
+        after.lineage.forked_from.map(|(left, _)| left),
+        Some(before.lineage.id)
+    );
+    // And what failed over from it is reversed as any other.
+    let_in(&world.alpha, world.beta.name);
+    let newest = world.shadow.clone();
+    world.stop(At::Alpha);
+    fail_over(&mut world, None, &newest);
+    world.write_at(At::Beta, 4);
+    commit(&mut world);
+    world.reverse(At::Beta);
+    world.replicate(At::Beta);
+    world.expect_replica(At::Alpha);
+}
+
+#[test]
+fn no_replica_is_taken_up_that_is_another_vm_s_or_has_taken_over() {
+    let mut world = World::replicated(111);
+    let relationship = world.beta.relation(world.vm).id;
+    let points = world.beta.points(world.vm);
+    world.alpha.kill();
+    world.alpha.begin_anew();
+    let other = define_again_on_alpha(&world, None);
+    assert_ne!(other, world.vm);
+    let refused = world.alpha.ask(other, take_up(relationship)).unwrap_err();
+    assert!(refused.what.contains("of another VM"), "{}", refused.what);
+    let nobody = RelationshipId::from_bytes([9; 16]);
+    let refused = world.alpha.ask(other, take_up(nobody)).unwrap_err();
+    assert!(refused.what.contains("no such"), "{}", refused.what);
+    world
+        .alpha
+        .service
+        .undefine_vm(&admin(), &VmRef::Id(other))
+        .unwrap();
+
+    define_again_on_alpha(&world, Some(world.vm));
+    let folder = world
+        .alpha
+        .root()
+        .join("state/vms")
+        .join(world.vm.to_string());
+    let again = NewVm {
+        id: Some(world.vm),
+        name: "web again".to_owned(),
+        memory_mib: 64,
+        processors: 1,
+        disks: vec![NewVmDisk {
+            id: "vda".parse().unwrap(),
+            size: None,
+            image: Some(folder.join("vda.raw")),
+        }],
+    };
+    let refused = world.alpha.service.define_vm(&admin(), again).unwrap_err();
+    assert!(refused.what.contains("already"), "{}", refused.what);
+    let newest = world.shadow.clone();
+    fail_over(&mut world, None, &newest);
+    let refused = world
+        .alpha
+        .ask(world.vm, take_up(relationship))
+        .unwrap_err();
+    assert!(
+        refused.what.contains("taken the VM over"),
+        "{}",
+        refused.what
+    );
+    assert_eq!(world.beta.points(world.vm).len(), points.len());
+    assert_eq!(world.alpha.state(world.vm).1, ReplicationState::Disabled);
+    world.expect(At::Beta, &newest);
 }

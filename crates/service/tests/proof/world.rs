@@ -78,6 +78,7 @@ impl World {
         let_in(&alpha, beta.name);
         let_in(&beta, alpha.name);
         let new = NewVm {
+            id: None,
             name: "web".to_owned(),
             memory_mib: 64,
             processors: 1,
@@ -261,6 +262,7 @@ impl World {
         let enable = VmOperation::EnableReplication(EnableReplication {
             recovery_connection_point: "beta.test:8473".to_owned(),
             recovery_host_name: None,
+            kept_replica: None,
             settings: SettingsChange {
                 replication_interval: Some(3600),
                 recovery_history: Some(8),
