@@ -308,7 +308,7 @@ impl Service {
         let in_use = || {
             refusal(
                 RefusalCode::InvalidState,
-                "this VM has another relationship here already; remove that first, or take its replica up: `lifeboat replication enable --onto-kept-replica`",
+                "this VM has another relationship here already; remove that first, or take its replica up: `lifeboat replication enable --onto-kept-replica ID`",
             )
         };
         let relation = vm.core().relation.clone().ok_or_else(in_use)?;

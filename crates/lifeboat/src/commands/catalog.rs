@@ -28,7 +28,7 @@ pub enum CatalogCommand {
     /// For a host whose catalog is lost and that has no backup. The daemon must not run. Each store
     /// says which VM it is of, how far it is and who its other host is; what no store says is
     /// assumed, and printed. Whom this host lets in, jobs, statistics and events are not in any
-    /// store. VMs with disks of their own are defined again with `lifeboat vm define --id`.
+    /// store. VMs with disks of their own are defined again with `lifeboat vm define --id ID`.
     Rebuild(RebuildArgs),
 }
 

@@ -188,7 +188,7 @@ fn describe(made: &Made) -> String {
     let mut text = facts(&rows);
     match &made.request {
         None => text.push_str(&format!(
-            "\nStart it:                    lifeboat serve --config {}\nLet it accept replicas:      lifeboat host settings --recovery-server on --authentication certificate\n",
+            "\nStart it:                    lifeboat serve --config {}\nLet it accept replicas:      lifeboat host settings --recovery-server on\n",
             made.config.display()
         )),
         Some(request) => text.push_str(&format!(
