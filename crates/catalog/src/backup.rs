@@ -401,7 +401,7 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     unless_missing(fs::remove_file(path))
 }
 

@@ -38,8 +38,11 @@ pub enum OnMissing {
 /// A catalog could not be opened. The file is as it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("there is no catalog at {}; check that its file system is mounted, restore a backup, or begin a new one", path.display())]
+    #[error("there is no catalog at {}; check that its file system is mounted, restore a backup, make it again from the stores with `lifeboat catalog rebuild`, or begin a new one", path.display())]
     Missing { path: PathBuf },
+
+    #[error("there is a catalog at {} already; nothing is made in its place", path.display())]
+    Exists { path: PathBuf },
 
     #[error("another process has the catalog {}: {holder}; stop it first", path.display())]
     InUse { path: PathBuf, holder: String },
@@ -54,7 +57,7 @@ pub enum OpenError {
         known: u32,
     },
 
-    #[error("the catalog {} is damaged ({what}); restore a backup, or move it and the files beside it away and begin a new one: the records can be rebuilt from the stores' folders", path.display())]
+    #[error("the catalog {} is damaged ({what}); restore a backup, or move it and the files beside it away and make it again from the stores with `lifeboat catalog rebuild`", path.display())]
     Damaged { path: PathBuf, what: String },
 
     #[error("copy {} before its schema is brought from {from} to {to}", path.display())]
@@ -158,14 +161,14 @@ pub(crate) fn open_with(
 
 /// What is at the path, before SQLite looks at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
+pub(crate) enum Found {
     /// No file, or one that was made and not yet written.
     Nothing,
     Database,
 }
 
 impl Found {
-    fn at(path: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn at(path: &Path) -> Result<Self, OpenError> {
         let mut head = Vec::new();
         match File::open(path) {
             Ok(file) => file
@@ -363,7 +366,7 @@ fn migrate(
     })
 }
 
-fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io {
         doing,

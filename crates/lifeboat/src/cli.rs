@@ -7,7 +7,7 @@ use crate::commands::remote::{
     watch,
 };
 use crate::commands::{
-    backup, certificate, completions, delta, init, man, reference, serve, store,
+    backup, catalog, certificate, completions, delta, init, man, reference, serve, store,
 };
 use crate::demo;
 use crate::exit::Failure;
@@ -57,6 +57,10 @@ pub enum Command {
     /// Save what this host cannot make anew, and restore it
     #[command(subcommand)]
     Backup(backup::BackupCommand),
+
+    /// Make a lost catalog again
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
 
     /// Gather what somebody who helps needs to see: no keys, nothing of what is on disks
     SupportBundle(support::SupportArgs),
@@ -140,6 +144,7 @@ impl Cli {
             | Command::Serve(_)
             | Command::Certificate(_)
             | Command::Backup(_)
+            | Command::Catalog(_)
             | Command::SupportBundle(_)
             | Command::Host(_)
             | Command::Authorization(_)
@@ -174,6 +179,7 @@ impl Command {
             Self::Serve(args) => serve::run(&args),
             Self::Certificate(command) => command.run(output),
             Self::Backup(command) => command.run(output),
+            Self::Catalog(command) => command.run(output),
             Self::SupportBundle(args) => support::run(&args, &remote()?),
             Self::Host(command) => command.run(&remote()?),
             Self::Authorization(command) => command.run(&remote()?),

@@ -21,6 +21,7 @@ use lifeboat_store::{Adoption as StoreAdoption, NewStore, Reversal as StoreRever
 use crate::api::{DiskRanges, Severity};
 use crate::host::{definition_of, not_authorized, refusal, replica_record, settings_of};
 use crate::ledger::document;
+use crate::note::Note;
 use crate::relation::{Adopting, PeerPlace, Relation, Reversal, Saved};
 use crate::service::{Service, with_causes};
 use crate::vm::{Core, DisksPlace, Facts, Task, Vm, VmArc};
@@ -50,6 +51,7 @@ impl Service {
                 if let Err(error) = stepped {
                     self.report_unsaved(vm, &error);
                 }
+                self.note_beside_store(vm);
             }
             Err(error) => {
                 let what = format!("reverse replication: {}", with_causes(&error));
@@ -245,7 +247,12 @@ impl Service {
             storage: Some(folder.clone()),
             trust_group: entry.trust_group.as_str().to_owned(),
         };
-        let vm = self.add_replica_vm(message, relation, DisksPlace::Store(folder))?;
+        let definition = self.replica_definition(message)?;
+        // Before the rows: whoever loses them finds in the store what they said.
+        store
+            .keep_note(&Note::new(&definition, Some(&relation)).to_bytes())
+            .map_err(|error| failed(&error))?;
+        let vm = self.add_replica_vm(definition, relation, DisksPlace::Store(folder))?;
         self.hold_store(&vm, store);
         let text = format!(
             "{}: {caller} replicates this VM to here from now on",
@@ -301,7 +308,7 @@ impl Service {
         let in_use = || {
             refusal(
                 RefusalCode::InvalidState,
-                "this VM has another relationship here already; remove that first",
+                "this VM has another relationship here already; remove that first, or take its replica up: `lifeboat replication enable --onto-kept-replica ID`",
             )
         };
         let relation = vm.core().relation.clone().ok_or_else(in_use)?;
@@ -326,22 +333,27 @@ impl Service {
         Ok(())
     }
 
+    /// What a replica holds of the VM, under a name that is free here.
+    fn replica_definition(&self, message: &NewReplica) -> Result<VmDefinition, Refusal> {
+        let definition = definition_of(&message.definition)?;
+        let definition = crate::manage::with_disks(&definition, &message.disks)?;
+        let name = self.free_name(definition.name());
+        Ok(crate::manage::renamed(&definition, message.vm, &name))
+    }
+
     fn add_replica_vm(
         &self,
-        message: &NewReplica,
+        definition: VmDefinition,
         relation: Relation,
         place: DisksPlace,
     ) -> Result<VmArc, Refusal> {
         let now = self.now();
-        let definition = definition_of(&message.definition)?;
-        let definition = crate::manage::with_disks(&definition, &message.disks)?;
-        let definition =
-            crate::manage::renamed(&definition, message.vm, &self.free_name(definition.name()));
+        let id = definition.vm();
         let saved = |error: &lifeboat_catalog::CatalogError| {
             refusal(RefusalCode::Failed, &with_causes(error))
         };
         let row = lifeboat_catalog::Vm {
-            id: message.vm,
+            id,
             name: definition.name().to_owned(),
             driver: "volume".to_owned(),
             definition: document(&definition),
@@ -354,12 +366,12 @@ impl Service {
             .ledger
             .add_vm(&row)
             .map_err(|error| saved(&error))?;
-        if let Err(error) = self.inner.ledger.add_relation(message.vm, &relation) {
-            let _ = self.inner.ledger.remove_vm(message.vm);
+        if let Err(error) = self.inner.ledger.add_relation(id, &relation) {
+            let _ = self.inner.ledger.remove_vm(id);
             return Err(saved(&error));
         }
         let vm = Arc::new(Vm::new(
-            message.vm,
+            id,
             Core {
                 definition,
                 place,
@@ -604,6 +616,7 @@ impl Service {
             adopted.store
         };
         self.hold_store(vm, store);
+        self.note_beside_store(vm);
         self.label(vm, |saved| saved.adopting = None)
     }
 

@@ -155,6 +155,9 @@ pub struct EnableReplication {
     pub recovery_connection_point: String,
     /// The name that its certificate must prove; absent when it is the host of the address.
     pub recovery_host_name: Option<String>,
+    /// A relationship that this host does not know any more and whose replica is kept there: it
+    /// is taken up. Absent: a new one is made.
+    pub kept_replica: Option<RelationshipId>,
     pub settings: lifeboat_model::settings::SettingsChange,
 }
 
@@ -168,6 +171,8 @@ pub struct ReverseReplication {
 /// Makes a VM of the embedded driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewVm {
+    /// The id that a lost catalog had for it; absent for a VM that is new.
+    pub id: Option<VmId>,
     pub name: String,
     pub memory_mib: u32,
     pub processors: u32,

@@ -151,6 +151,7 @@ impl Service {
         let store =
             Store::open(disk, folder, &self.store_holder()).map_err(|error| with_causes(&error))?;
         self.hold_store(vm, store);
+        self.note_beside_store(vm);
         self.reconcile(vm).map_err(|error| with_causes(&error))
     }
 

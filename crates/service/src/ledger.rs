@@ -271,7 +271,7 @@ impl Ledger {
     }
 }
 
-fn row_of(vm: VmId, relation: &Relation) -> NewRelationship {
+pub(crate) fn row_of(vm: VmId, relation: &Relation) -> NewRelationship {
     NewRelationship {
         id: relation.record().relationship,
         vm,

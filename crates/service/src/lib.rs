@@ -30,11 +30,14 @@ mod failover;
 mod health;
 mod host;
 mod jobs;
+mod kept_replica;
 mod ledger;
 mod limits;
 mod manage;
 mod news;
+mod note;
 mod operations;
+mod rebuild;
 mod rejection;
 mod relation;
 mod replica;
@@ -50,4 +53,7 @@ mod work;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{OnBoot, ServiceConfig};
+pub use rebuild::{
+    LeftOut, OtherSide, Rebuild, RebuildError, Rebuilt, RebuiltPeer, RebuiltRelationship, RebuiltVm,
+};
 pub use service::{HostStanding, Service, StartError};

@@ -46,9 +46,17 @@ impl Service {
                 remedy: "choose another name".to_owned(),
             });
         }
-        let random =
-            || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));
-        let id = VmId::from_bytes(random()?);
+        let id = match new.id {
+            Some(id) if self.find(id).is_some() => {
+                return Err(Rejection {
+                    code: ReturnCode::InvalidParameter,
+                    what: format!("this host has VM {id} already"),
+                    remedy: "see `lifeboat vm list`".to_owned(),
+                });
+            }
+            Some(id) => id,
+            None => VmId::from_bytes(random_id()?),
+        };
         let folder = self.inner.config.state.join("vms").join(id.to_string());
         let (images, sizes) = self.make_images(&folder, &new.disks)?;
         let definition = VmDefinition::try_from(VmSettings {
@@ -326,12 +334,13 @@ impl Service {
             host: introduction.host,
             address,
         };
-        let random =
-            || host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")));
+        if let Some(relationship) = enable.kept_replica {
+            return self.take_up_replica(vm, settings, peer, relationship);
+        }
         let record = Record {
             vm: vm.id,
-            relationship: RelationshipId::from_bytes(random()?),
-            lineage: first_lineage(LineageId::from_bytes(random()?)),
+            relationship: RelationshipId::from_bytes(random_id()?),
+            lineage: first_lineage(LineageId::from_bytes(random_id()?)),
             ancestors: Vec::new(),
             drawn: Sequence::ZERO,
             role: Role::Primary(Primary::Ready { start: None }),
@@ -460,6 +469,8 @@ impl Service {
             .save_relation(&next)
             .map_err(|error| not_saved("the settings", &error))?;
         *relation = next;
+        drop(core);
+        self.note_soon(vm);
         Ok(())
     }
 
@@ -511,6 +522,7 @@ impl Service {
             self.update_jobs(vm, &mut core);
         }
         self.inner.scheduler.set(vm.id, None);
+        self.note_soon(vm);
         vm.tell_changed();
         let message = format!("{}: replication was removed on this host", vm.name());
         self.report(Some(vm.id), Severity::Info, "replication_removed", &message);
@@ -630,6 +642,10 @@ impl Service {
             VmPower::Off
         })
     }
+}
+
+pub(crate) fn random_id() -> Result<[u8; 16], Rejection> {
+    host::random_bytes().map_err(|error| failed(format!("draw an id: {error}")))
 }
 
 /// The same definition with these disks only: what a replica holds of a VM.

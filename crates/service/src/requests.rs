@@ -270,6 +270,8 @@ impl Service {
             })
             .map_err(|error| not_saved("the settings", &error))?;
         *known = relation;
+        drop(core);
+        self.note_soon(vm);
         Ok(())
     }
 

@@ -123,6 +123,8 @@ pub(crate) enum Task {
     Apply,
     /// Go on comparing everything after a reversal by maps.
     Verify,
+    /// Note beside the store what the VM is.
+    Note,
 }
 
 /// An event was not taken.
@@ -207,8 +209,9 @@ impl Vm {
                 .running
                 .as_ref()
                 .is_some_and(|(running, stop)| *running == task && !stop.is_asked());
-            // A delta that comes while others are applied may just have missed its turn.
-            let may_repeat = task == Task::Apply;
+            // A delta that comes while others are applied may just have missed its turn, and so
+            // may a change that is noted.
+            let may_repeat = matches!(task, Task::Apply | Task::Note);
             if queue.tasks.contains(&task) || (is_running && !may_repeat) {
                 continue;
             }
@@ -269,7 +272,7 @@ impl Task {
     /// the peer something decided is brought to its end.
     fn may_be_stopped(&self) -> bool {
         match self {
-            Self::Apply => false,
+            Self::Apply | Self::Note => false,
             Self::Verify => true,
             Self::Effect(effect) => match effect {
                 Effect::OpenSession

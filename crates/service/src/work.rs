@@ -13,6 +13,7 @@ impl Service {
         match task {
             Task::Apply => self.apply_received(vm),
             Task::Verify => self.verify_on(vm, stop),
+            Task::Note => self.note_beside_store(vm),
             Task::Effect(effect) => self.run_effect(vm, &effect, stop),
         }
     }

@@ -48,4 +48,10 @@ pub enum Damage {
 
     #[error("the image is not as we write it ({why})")]
     Image { why: String },
+
+    #[error("the note cannot be used ({why})")]
+    Note { why: &'static str },
+
+    #[error("something else lies there: a link, or neither the file nor the folder of a store")]
+    Strange,
 }

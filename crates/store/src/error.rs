@@ -210,6 +210,9 @@ pub enum Refused {
         "the failover was committed: this folder holds the VM's own disks now, and is no replica"
     )]
     Committed,
+
+    #[error("the note has {bytes} bytes; {} are the most", crate::note::MAX_NOTE)]
+    NoteTooLong { bytes: usize },
 }
 
 /// Adds to an I/O error what was done to which file.

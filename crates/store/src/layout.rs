@@ -36,6 +36,15 @@ impl Layout {
         self.root.join("journal.new")
     }
 
+    /// What the store's owner notes of the VM.
+    pub(crate) fn note(&self) -> PathBuf {
+        self.root.join("note")
+    }
+
+    pub(crate) fn new_note(&self) -> PathBuf {
+        self.root.join("note.new")
+    }
+
     pub(crate) fn disks(&self) -> PathBuf {
         self.root.join("disks")
     }

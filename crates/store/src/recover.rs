@@ -18,7 +18,7 @@ use crate::error::{IoContext, Refused, StoreError};
 use crate::files;
 use crate::journal::Journal;
 use crate::layout::Layout;
-use crate::record::{Phase, State};
+use crate::record::Phase;
 use crate::segment::SegmentWriter;
 use crate::spool::{self, Reserve};
 use crate::store::{Store, open_image, read_state};
@@ -72,18 +72,6 @@ impl Store {
         };
         store.recover()?;
         Ok(store)
-    }
-
-    /// Reads what a store holds while another process may own it; changes nothing.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open), but for locks.
-    pub fn peek_disks(
-        disk: &dyn DiskPort,
-        root: &Path,
-    ) -> Result<Vec<lifeboat_model::DiskId>, StoreError> {
-        let state: State = read_state(disk, &Layout::new(root.to_owned()))?;
-        Ok(state.disks.into_iter().map(|disk| disk.id).collect())
     }
 
     fn recover(&mut self) -> Result<(), StoreError> {
@@ -311,13 +299,7 @@ fn lock(
     };
     let file = file.context("open", &path)?;
     if !file.try_lock().context("lock", &path)? {
-        let len = file.len().context("measure", &path)?.min(HOLDER_BYTES);
-        let mut bytes = vec![0; len as usize];
-        file.read_at(&mut bytes, 0).context("read", &path)?;
-        let holder = String::from_utf8_lossy(&bytes)
-            .chars()
-            .filter(|c| !c.is_control())
-            .collect();
+        let holder = who_wrote(file.as_ref(), &path)?;
         return Err(Refused::InUse { holder }.into());
     }
     // The note helps people; a full disk must not keep anybody from a failover.
@@ -325,4 +307,29 @@ fn lock(
         .set_len(0)
         .and_then(|()| file.write_at(holder.as_bytes(), 0));
     Ok(file)
+}
+
+/// Who has the store open, if anybody has; the lock stays as it is.
+pub(crate) fn holder_of(
+    disk: &dyn DiskPort,
+    layout: &Layout,
+) -> Result<Option<String>, StoreError> {
+    let path = layout.lock();
+    let file = match disk.open(&path, Access::ReadWrite) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        outcome => outcome.context("open", &path)?,
+    };
+    if file.try_lock().context("lock", &path)? {
+        return Ok(None);
+    }
+    who_wrote(file.as_ref(), &path).map(Some)
+}
+
+/// What the holder of a lock has written into its file.
+fn who_wrote(file: &dyn DiskFile, path: &Path) -> Result<String, StoreError> {
+    let len = file.len().context("measure", path)?.min(HOLDER_BYTES);
+    let mut bytes = vec![0; len as usize];
+    file.read_at(&mut bytes, 0).context("read", path)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.chars().filter(|c| !c.is_control()).collect())
 }

@@ -60,6 +60,7 @@ impl Plan {
     /// Defines the VM, starts it, and enables its replication to the host at an address.
     pub fn enable(&self, client: &Client, replica: &str) -> Result<()> {
         let vm = DefineVm {
+            name: None,
             element_name: self.vm.clone(),
             memory_mib: 64,
             processors: 1,
@@ -74,6 +75,7 @@ impl Plan {
         let enable = VmRequest::EnableReplication(EnableReplication {
             recovery_connection_point: replica.to_owned(),
             recovery_host_name: None,
+            kept_replica: None,
             settings: self.settings.clone(),
         });
         operate(client, &self.vm, &enable)

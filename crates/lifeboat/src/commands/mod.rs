@@ -1,6 +1,7 @@
 //! The commands, one module each, and what they share.
 
 pub mod backup;
+pub mod catalog;
 pub mod certificate;
 pub mod completions;
 pub mod delta;

@@ -71,6 +71,7 @@ impl Drill {
 
     fn install(&mut self) -> Result<Running, Failure> {
         let vm = DefineVm {
+            name: None,
             element_name: VM.to_owned(),
             memory_mib: 512,
             processors: 1,
@@ -111,6 +112,7 @@ impl Drill {
         let enable = VmRequest::EnableReplication(EnableReplication {
             recovery_connection_point: to,
             recovery_host_name: None,
+            kept_replica: None,
             settings: SettingsChange {
                 replication_interval: Some(INTERVAL),
                 recovery_history: Some(4),

@@ -2,6 +2,7 @@
 
 mod backups;
 mod capturing;
+mod catalogs;
 #[path = "../../../rest/tests/fake/mod.rs"]
 mod fake;
 mod flow;

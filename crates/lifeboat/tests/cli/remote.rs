@@ -227,7 +227,15 @@ fn commands_ask_for_what_they_say() {
         ("vm stop web1 --power-off", "StopVm { how: PowerOff }"),
         (
             "vm define db --memory 2G --processors 4 --disk vda=1M --image vdb=/srv/b.raw",
-            r#"define_vm NewVm { name: "db", memory_mib: 2048, processors: 4, disks: [NewVmDisk { id: DiskId(vda), size: Some(DiskSize(1048576)), image: None }, NewVmDisk { id: DiskId(vdb), size: None, image: Some("/srv/b.raw") }] }"#,
+            r#"define_vm NewVm { id: None, name: "db", memory_mib: 2048, processors: 4, disks: [NewVmDisk { id: DiskId(vda), size: Some(DiskSize(1048576)), image: None }, NewVmDisk { id: DiskId(vdb), size: None, image: Some("/srv/b.raw") }] }"#,
+        ),
+        (
+            "vm define db --id 000102030405060708090a0b0c0d0e0f --image vda=/srv/a.raw",
+            r#"define_vm NewVm { id: Some(VmId(000102030405060708090a0b0c0d0e0f)), name: "db", memory_mib: 1024, processors: 1, disks: [NewVmDisk { id: DiskId(vda), size: None, image: Some("/srv/a.raw") }] }"#,
+        ),
+        (
+            "replication enable web1 b:8444 --onto-kept-replica 000102030405060708090a0b0c0d0e0f",
+            "EnableReplication b:8444 None {} onto 000102030405060708090a0b0c0d0e0f",
         ),
         (
             "replication enable web1 b:8444 --host-name b.example --interval 30 --history 4 --compression off",

@@ -131,6 +131,7 @@ impl Scene {
         arguments.extend(["--capture-state", text(&state)]);
         let made = lifeboat_json(&arguments).json();
         assert_eq!(made["folder"], text(&store));
+        shadow.vm = made["vm"].as_str().unwrap().parse().unwrap();
         shadow.relationship = made["relationship"].as_str().unwrap().parse().unwrap();
         shadow.lineage = made["lineage"].as_str().unwrap().parse().unwrap();
         Self {

@@ -127,6 +127,32 @@ impl Host {
         self.client.add_authorization_entry(&entry).unwrap();
     }
 
+    /// The daemon is killed and the catalog is lost; a rebuild finds one VM in the stores.
+    pub fn lose_catalog(&mut self) {
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        for entry in std::fs::read_dir(self.root.join("state")).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_string_lossy().starts_with("catalog") {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        let made = run(&[
+            "--output",
+            "json",
+            "catalog",
+            "rebuild",
+            "--config",
+            text(&self.config()),
+            "--storage",
+            text(&self.root.join("replicas")),
+        ]);
+        let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+        assert_eq!(made["vms"].as_array().unwrap().len(), 1, "{made}");
+        assert_eq!(made["left_out"], serde_json::json!([]));
+    }
+
     fn log(&self) -> PathBuf {
         self.root.join("daemon.log")
     }

@@ -46,6 +46,7 @@ impl Pair {
         alpha.start(beta.name);
         beta.start(alpha.name);
         let vm = DefineVm {
+            name: None,
             element_name: VM.to_owned(),
             memory_mib: 64,
             processors: 1,
@@ -118,6 +119,22 @@ impl Pair {
         space.plug_in();
     }
 
+    fn enable(&self) {
+        self.alpha.request(
+            VM,
+            &VmRequest::EnableReplication(EnableReplication {
+                recovery_connection_point: self.beta.relay.address.to_string(),
+                recovery_host_name: Some("beta.test".to_owned()),
+                kept_replica: None,
+                settings: SettingsChange {
+                    replication_interval: Some(5),
+                    recovery_history: Some(4),
+                    ..SettingsChange::default()
+                },
+            }),
+        );
+    }
+
     /// Everything written so far arrives.
     fn replicate(&mut self) {
         for _ in 0..2 {
@@ -161,18 +178,7 @@ fn a_copy_and_cycles_over_a_line_that_is_cut_arrive_whole_and_once() {
     for piece in 0..PIECES {
         pair.write(piece * PIECE + (7 << 20), WRITTEN);
     }
-    pair.alpha.request(
-        VM,
-        &VmRequest::EnableReplication(EnableReplication {
-            recovery_connection_point: pair.beta.relay.address.to_string(),
-            recovery_host_name: Some("beta.test".to_owned()),
-            settings: SettingsChange {
-                replication_interval: Some(5),
-                recovery_history: Some(4),
-                ..SettingsChange::default()
-            },
-        }),
-    );
+    pair.enable();
     let before = pair.beta.relay.bytes();
     pair.alpha.request(
         VM,
@@ -214,4 +220,28 @@ fn a_copy_and_cycles_over_a_line_that_is_cut_arrive_whole_and_once() {
         "{copied} bytes for a copy of {all}, {sent} for cycles of {}",
         2 * CHANGED
     );
+}
+
+#[test]
+fn a_catalog_that_is_lost_and_made_again_costs_what_has_changed_and_no_copy() {
+    let mut pair = Pair::new();
+    for piece in 0..PIECES {
+        pair.write(piece * PIECE + (7 << 20), WRITTEN);
+    }
+    pair.enable();
+    pair.alpha.request(
+        VM,
+        &VmRequest::StartReplication(StartReplication::default()),
+    );
+    pair.alpha.wait("the copy is made", Pair::is_replicating);
+    pair.replicate();
+    pair.beta.lose_catalog();
+    let before = pair.beta.relay.bytes();
+    pair.write(3 * PIECE, CHANGED);
+    let alpha = pair.alpha.name;
+    pair.beta.start(alpha);
+    pair.replicate();
+    let sent = pair.beta.relay.bytes() - before;
+    assert!(sent < CHANGED + (3 << 20), "{sent} of {CHANGED} travelled");
+    pair.expect_replica();
 }

@@ -10,11 +10,40 @@ use crate::relationship::guard::Operation;
 use crate::relationship::primary::{CriticalCause, Primary, ResyncCause, SuspendedFrom};
 use crate::relationship::refused::Refused;
 use crate::relationship::replica::{Replica, ReplicaPhase};
-use crate::relationship::standing::{descends, has};
+use crate::relationship::standing::{ReplicaView, descends, has};
 use crate::relationship::{Record, Role, Step};
-use crate::{Lineage, LineageId};
+use crate::{Lineage, LineageId, RelationshipId, Sequence, VmId};
 
 impl Record {
+    /// A primary that has lost what it knew of its relationship, and takes up the replica that
+    /// its peer has kept. `tip` is the newest moment there.
+    ///
+    /// It begins a history of its own, so that the one which was lost is known as left should it
+    /// come back. The replica follows when the disks of both sides are compared.
+    #[must_use]
+    pub fn taking_up(
+        vm: VmId,
+        relationship: RelationshipId,
+        replica: &ReplicaView,
+        tip: Sequence,
+        lineage: LineageId,
+    ) -> Self {
+        let mut record = Self {
+            vm,
+            relationship,
+            lineage: replica.lineage,
+            ancestors: replica.ancestors.clone(),
+            drawn: replica.copy.map_or(tip, |copy| copy.max(tip)),
+            role: Role::Primary(Primary::ResyncRequired {
+                cause: ResyncCause::UnknownMoments,
+                at: None,
+            }),
+            forwards: None,
+        };
+        record.fork(lineage, tip, &[]);
+        record
+    }
+
     /// Where the histories have parted, an operator's word that this side's is the one to keep.
     pub(super) fn survive(
         &self,

@@ -36,7 +36,7 @@ pub(super) async fn enable(
     vm: OnVm,
     Body(enable): Body<EnableReplication>,
 ) -> Result<Response, Problem> {
-    vm.request(enable.into()).await
+    vm.request(enable.try_into()?).await
 }
 
 /// Changes settings of the relationship; what is absent stays.

@@ -1,9 +1,10 @@
 //! What is asked in bodies and paths.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use lifeboat_model::contract::InitialReplicationType;
-use lifeboat_model::{DiskSize, Sequence, VmId};
+use lifeboat_model::{DiskSize, InvalidId, Sequence, VmId};
 use lifeboat_service::api::{self, Urgency, VmOperation, VmRef};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -31,6 +32,18 @@ impl InvalidRequest {
             remedy: remedy.into(),
         }
     }
+}
+
+/// An id, if one is given.
+fn parse_id<T: FromStr<Err = InvalidId>>(
+    property: &'static str,
+    text: Option<&str>,
+) -> Result<Option<T>, InvalidRequest> {
+    let parsed = text.map(|text| {
+        text.parse()
+            .map_err(|error: InvalidId| InvalidRequest::new(property, text, error.to_string()))
+    });
+    parsed.transpose()
 }
 
 /// The VM that a path names: an id of 32 hexadecimal digits, with or without hyphens, or a name.
@@ -67,6 +80,9 @@ pub struct Nothing {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DefineVm {
+    /// The id that a lost catalog had for it, 32 hexadecimal digits; a new one unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     pub element_name: String,
     pub memory_mib: u32,
     pub processors: u32,
@@ -92,6 +108,7 @@ impl TryFrom<DefineVm> for api::NewVm {
     fn try_from(vm: DefineVm) -> Result<Self, InvalidRequest> {
         let disks = vm.disks.into_iter().map(api::NewVmDisk::try_from);
         Ok(Self {
+            id: parse_id("name", vm.name.as_deref())?,
             name: vm.element_name,
             memory_mib: vm.memory_mib,
             processors: vm.processors,
@@ -157,17 +174,24 @@ pub struct EnableReplication {
     /// The name that its certificate must prove; the host of the address unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_host_name: Option<String>,
+    /// The id of a relationship that this host does not know any more and whose replica is kept
+    /// there: it is taken up. A new one is made unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_replica: Option<String>,
     #[serde(default)]
     pub settings: SettingsChange,
 }
 
-impl From<EnableReplication> for VmOperation {
-    fn from(enable: EnableReplication) -> Self {
-        Self::EnableReplication(api::EnableReplication {
+impl TryFrom<EnableReplication> for VmOperation {
+    type Error = InvalidRequest;
+
+    fn try_from(enable: EnableReplication) -> Result<Self, InvalidRequest> {
+        Ok(Self::EnableReplication(api::EnableReplication {
             recovery_connection_point: enable.recovery_connection_point,
             recovery_host_name: enable.recovery_host_name,
+            kept_replica: parse_id("kept_replica", enable.kept_replica.as_deref())?,
             settings: enable.settings.into(),
-        })
+        }))
     }
 }
 

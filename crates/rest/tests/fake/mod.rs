@@ -408,10 +408,14 @@ impl Operations for Fake {
     ) -> Result<Accepted, Rejection> {
         let call = match &operation {
             VmOperation::EnableReplication(enable) => format!(
-                "EnableReplication {} {:?} {}",
+                "EnableReplication {} {:?} {}{}",
                 enable.recovery_connection_point,
                 enable.recovery_host_name,
-                mentioned(&enable.settings)
+                mentioned(&enable.settings),
+                enable
+                    .kept_replica
+                    .map(|kept| format!(" onto {kept}"))
+                    .unwrap_or_default()
             ),
             VmOperation::ReverseReplication(reverse) => format!(
                 "ReverseReplication {:?} {}",

@@ -30,6 +30,15 @@ fn operations() -> Vec<(&'static str, &'static str, Option<Value>, &'static str)
             )),
         ),
         (
+            "POST",
+            "replication",
+            Some(json!({
+                "recovery_connection_point": "b:8444",
+                "kept_replica": "000102030405060708090a0b0c0d0e0f",
+            })),
+            "EnableReplication b:8444 None {} onto 000102030405060708090a0b0c0d0e0f",
+        ),
+        (
             "PATCH",
             "replication",
             Some(settings),
@@ -222,7 +231,17 @@ async fn changes_that_are_done_at_once_reach_the_service() {
                 "disks": [{"disk": "vda", "size": 1024}, {"disk": "vdb", "image": "/srv/b.raw"}]}),
             ),
             201,
-            r#"define_vm NewVm { name: "db", memory_mib: 512, processors: 2, disks: [NewVmDisk { id: DiskId(vda), size: Some(DiskSize(1024)), image: None }, NewVmDisk { id: DiskId(vdb), size: None, image: Some("/srv/b.raw") }] }"#,
+            r#"define_vm NewVm { id: None, name: "db", memory_mib: 512, processors: 2, disks: [NewVmDisk { id: DiskId(vda), size: Some(DiskSize(1024)), image: None }, NewVmDisk { id: DiskId(vdb), size: None, image: Some("/srv/b.raw") }] }"#,
+        ),
+        (
+            "POST",
+            "/v1/vms",
+            Some(
+                json!({"name": "000102030405060708090a0b0c0d0e0f", "element_name": "db",
+                "memory_mib": 512, "processors": 2, "disks": []}),
+            ),
+            201,
+            r#"define_vm NewVm { id: Some(VmId(000102030405060708090a0b0c0d0e0f)), name: "db", memory_mib: 512, processors: 2, disks: [] }"#,
         ),
         ("DELETE", "/v1/vms/web1", None, 204, "undefine_vm"),
         (

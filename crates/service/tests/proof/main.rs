@@ -10,6 +10,7 @@ mod gate;
 mod hostile;
 mod interrupted;
 mod links;
+mod lost_catalogs;
 mod lost_maps;
 mod reversal;
 mod site;

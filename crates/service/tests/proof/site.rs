@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use lifeboat_catalog::{Catalog, OnMissing};
+use lifeboat_catalog::{Catalog, Draft, OnMissing};
 use lifeboat_hypervisor::{VolumeDriver, VolumeDriverOptions};
 use lifeboat_model::contract::{ReplicationMode, ReplicationState, ReturnCode};
 use lifeboat_model::{BandwidthLimit, Timestamp, UtcOffset, VmId};
@@ -16,7 +16,7 @@ use lifeboat_service::api::{
     Accepted, AccessRole, Caller, Operations, PointView, Rejection, RelationshipView, VmOperation,
     VmRef, VmView,
 };
-use lifeboat_service::{Clock, OnBoot, Service, ServiceConfig, SystemClock};
+use lifeboat_service::{Clock, OnBoot, Rebuild, Rebuilt, Service, ServiceConfig, SystemClock};
 use lifeboat_sys::disk::RealDisk;
 use lifeboat_sys::host::BootId;
 
@@ -136,6 +136,41 @@ impl Site {
         // Another thread may be at it: what it keeps is what this host starts with.
         self.gate.kill();
         self.network.remove(&self.address);
+        self.live_again();
+    }
+
+    /// The host dies and its catalog is lost. It lives again with what its stores say.
+    pub fn lose_catalog(&mut self) -> Rebuilt {
+        self.kill();
+        self.network.remove(&self.address);
+        let kept = self.kept().join(CATALOG);
+        std::fs::remove_file(&kept).unwrap();
+        let beside = self.root.with_extension(format!("rebuild{}", self.life));
+        let rebuild = Rebuild {
+            // Its locks are not those of the dead.
+            disk: Arc::new(GatedDisk {
+                inner: Arc::new(RealDisk),
+                gate: Gate::new(self.root.clone(), beside),
+            }),
+            storage: vec![self.root.join("replicas")],
+            own_address: self.address.clone(),
+            other_side: None,
+            holder: "the rebuild".to_owned(),
+        };
+        let draft = Draft::new(&kept).unwrap();
+        let rebuilt = rebuild.run(&draft, self.clock.wall()).unwrap();
+        draft.finish().unwrap();
+        self.live_again();
+        rebuilt
+    }
+
+    /// A dead host whose catalog is lost, and which has no stores, is made anew.
+    pub fn begin_anew(&mut self) {
+        self.kill();
+        self.network.remove(&self.address);
+        let kept = self.kept().join(CATALOG);
+        std::fs::remove_file(&kept).unwrap();
+        drop(Catalog::open(&kept, OnMissing::Create).unwrap());
         self.live_again();
     }
 

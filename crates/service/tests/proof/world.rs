@@ -75,21 +75,10 @@ impl World {
         let hosts = Arc::new(Hosts::default());
         let site = |name: &'static str| Site::new(name, folder.path().join(name), &network, &hosts);
         let (alpha, beta) = (site("alpha.test"), site("beta.test"));
-        for (site, peer) in [(&alpha, "beta.test"), (&beta, "alpha.test")] {
-            let change = ServiceSettingsChange {
-                recovery_server_enabled: Some(true),
-                allowed_authentication_type: Some(AllowedAuthenticationType::Certificate),
-                ..ServiceSettingsChange::default()
-            };
-            site.service
-                .modify_service_settings(&admin(), change)
-                .unwrap();
-            let entry = entry(site, peer, "pair");
-            site.service
-                .add_authorization_entry(&admin(), entry)
-                .unwrap();
-        }
+        let_in(&alpha, beta.name);
+        let_in(&beta, alpha.name);
         let new = NewVm {
+            id: None,
             name: "web".to_owned(),
             memory_mib: 64,
             processors: 1,
@@ -273,6 +262,7 @@ impl World {
         let enable = VmOperation::EnableReplication(EnableReplication {
             recovery_connection_point: "beta.test:8473".to_owned(),
             recovery_host_name: None,
+            kept_replica: None,
             settings: SettingsChange {
                 replication_interval: Some(3600),
                 recovery_history: Some(8),
@@ -530,6 +520,22 @@ pub fn expect_same(found: &Bytes, wanted: &Bytes) {
         assert_eq!(differs, None, "disk {disk} differs first at this byte");
         assert_eq!(bytes.len(), found[disk].len());
     }
+}
+
+/// A host accepts replication from another.
+pub fn let_in(site: &Site, peer: &str) {
+    let change = ServiceSettingsChange {
+        recovery_server_enabled: Some(true),
+        allowed_authentication_type: Some(AllowedAuthenticationType::Certificate),
+        ..ServiceSettingsChange::default()
+    };
+    site.service
+        .modify_service_settings(&admin(), change)
+        .unwrap();
+    let entry = entry(site, peer, "pair");
+    site.service
+        .add_authorization_entry(&admin(), entry)
+        .unwrap();
 }
 
 /// An entry that lets a host in.

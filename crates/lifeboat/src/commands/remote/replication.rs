@@ -1,6 +1,7 @@
 //! `lifeboat replication`: relationships of VMs.
 
 use clap::Subcommand;
+use lifeboat_model::RelationshipId;
 use lifeboat_rest::client::VmRequest;
 use lifeboat_rest::wire::{
     EnableReplication, Relationship, Resynchronize, ReverseReplication, SettingsChange,
@@ -59,6 +60,11 @@ pub struct EnableArgs {
     /// The name that the other host must prove; the host of the address unless given
     #[arg(long, value_name = "NAME")]
     host_name: Option<String>,
+
+    /// Take up the replica of this relationship, which the other host has kept and this host's
+    /// lost catalog knew: `replication resync` then compares both sides
+    #[arg(long, value_name = "RELATIONSHIP")]
+    onto_kept_replica: Option<RelationshipId>,
 
     #[command(flatten)]
     settings: SettingsArgs,
@@ -181,9 +187,16 @@ impl ReplicationCommand {
                 let enable = VmRequest::EnableReplication(EnableReplication {
                     recovery_connection_point: args.to,
                     recovery_host_name: args.host_name,
+                    kept_replica: args.onto_kept_replica.map(|id| id.to_string()),
                     settings: args.settings.into(),
                 });
-                remote.operate(&args.vm, &enable, args.wait, "replication enabled")
+                let done = match args.onto_kept_replica {
+                    None => "replication enabled",
+                    Some(_) => {
+                        "the kept replica is taken up; compare both sides with `lifeboat replication resync`"
+                    }
+                };
+                remote.operate(&args.vm, &enable, args.wait, done)
             }
             Self::Start(args) if args.cancel => {
                 let cancel = VmRequest::CancelInitialReplication;

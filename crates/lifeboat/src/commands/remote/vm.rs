@@ -1,6 +1,7 @@
 //! `lifeboat vm`: VMs of the host.
 
 use clap::Subcommand;
+use lifeboat_model::VmId;
 use lifeboat_rest::client::VmRequest;
 use lifeboat_rest::wire::{DefineVm, DefineVmDisk, Relationship, StopHow, StopVm, Vm};
 
@@ -36,6 +37,10 @@ pub struct DefineArgs {
     /// What people call the VM
     #[arg(value_name = "NAME")]
     name: String,
+
+    /// The id that it had on this host, or on the host of its replica, before a catalog was lost
+    #[arg(long, value_name = "ID")]
+    id: Option<VmId>,
 
     /// Its memory, in bytes or with a suffix such as 2G; a multiple of 1 MiB
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
@@ -109,6 +114,7 @@ impl VmCommand {
             Self::Show(args) => remote.show(&remote.client.vm(&args.vm)?, vm_text),
             Self::Define(args) => {
                 let vm = remote.client.define_vm(&DefineVm {
+                    name: args.id.map(|id| id.to_string()),
                     element_name: args.name,
                     memory_mib: args.memory,
                     processors: args.processors,

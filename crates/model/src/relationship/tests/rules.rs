@@ -433,3 +433,46 @@ fn a_copy_goes_on_when_the_peer_has_become_the_replica() {
     let step = adopted(copy);
     assert!(copying(&step.next).copy > copy);
 }
+
+#[test]
+fn a_primary_that_takes_up_a_kept_replica_leads_it_only_by_a_comparison() {
+    let kept = replica(ReplicaPhase::Replicating);
+    let tip = (Sequence::new(9), DeltaId::from_bytes([9; 32]));
+    let view = |record: &Record, copy| ReplicaView::of(record, Some(tip), copy);
+    let ours = Record::taking_up(
+        kept.vm,
+        kept.relationship,
+        &view(&kept, Some(Sequence::new(12))),
+        tip.0,
+        id(5),
+    );
+    assert_eq!(ours.state(), S::WaitingToStartResynchronization);
+    assert_eq!(
+        ours.drawn,
+        Sequence::new(12),
+        "numbers are never drawn twice"
+    );
+    assert_eq!(ours.lineage.forked_from, Some((kept.lineage.id, tip.0)));
+    assert!(ours.has_come_through(kept.lineage.id, tip.0));
+    let behind = Standing::Behind {
+        theirs: kept.lineage,
+    };
+    assert_eq!(ours.standing(&view(&kept, None)), behind);
+    let step = ours.decide(NOW, Event::Session(behind)).unwrap();
+    assert_eq!(step.next.state(), S::WaitingToStartResynchronization);
+    assert!(step.effects.contains(&Effect::AnnounceTakeOver));
+    // The replica follows, and whoever still has the lost catalog is left behind.
+    let news = TakeOverNews::TakenOver {
+        lineage: ours.lineage,
+        ancestors: ours.ancestors.clone(),
+        hop: Hop::First,
+    };
+    let followed = after(kept, [Event::Peer(news)]);
+    assert_eq!(followed.lineage, ours.lineage);
+    let lost = replicating();
+    let standing = lost.standing(&view(&followed, None));
+    assert!(
+        matches!(standing, Standing::TakenOver { .. }),
+        "{standing:?}"
+    );
+}
