@@ -18,8 +18,9 @@ use lifeboat_peer::{
 };
 use lifeboat_store::{Adoption as StoreAdoption, NewStore, Reversal as StoreReversal, Store};
 
+use crate::answers::{definition_of, not_authorized, refusal, settings_of};
 use crate::api::{DiskRanges, Severity};
-use crate::host::{definition_of, not_authorized, refusal, replica_record, settings_of};
+use crate::host::replica_record;
 use crate::ledger::document;
 use crate::note::Note;
 use crate::relation::{Adopting, PeerPlace, Relation, Reversal, Saved};

@@ -19,6 +19,7 @@ pub mod api;
 
 mod activity;
 mod adoption;
+mod answers;
 mod boot;
 mod check;
 mod clock;

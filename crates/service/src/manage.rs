@@ -21,8 +21,8 @@ use lifeboat_peer::{
 use lifeboat_sys::host;
 
 use crate::adoption::first_lineage;
+use crate::answers::refusal;
 use crate::api::{Accepted, EnableReplication, NewVm, NewVmDisk, Rejection, Severity, StopHow};
-use crate::host::refusal;
 use crate::jobs::not_saved;
 use crate::ledger::document;
 use crate::operations::split_point;

@@ -16,17 +16,9 @@ pub fn lose_alpha(world: &mut World) {
     world.shadow = replicated;
     let how = Urgency::Checked;
     let fail_over = VmOperation::InitiateFailover { point: None, how };
-    // Nobody starts alpha again here.
-    let mut failed_over = false;
-    for _ in 0..1500 {
-        let _ = world.ask(At::Beta, fail_over.clone());
-        failed_over = world.beta.state(world.vm).1 == ReplicationState::Recovered;
-        if failed_over {
-            break;
-        }
-        std::thread::yield_now();
-    }
-    assert!(failed_over, "{}", world.story());
+    world.reach_alone("failed over", At::Beta, &fail_over, |world| {
+        world.beta.state(world.vm).1 == ReplicationState::Recovered
+    });
     world.ask(At::Beta, VmOperation::StartVm).unwrap();
     let shadow = world.shadow.clone();
     world.expect(At::Beta, &shadow);

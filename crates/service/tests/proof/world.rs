@@ -147,15 +147,41 @@ impl World {
         operation: &VmOperation,
         done: impl Fn(&Self) -> bool,
     ) {
+        self.insist(what, at, operation, true, done);
+    }
+
+    /// As [`reach`](Self::reach), and whoever is dead stays dead.
+    pub fn reach_alone(
+        &mut self,
+        what: &str,
+        at: At,
+        operation: &VmOperation,
+        done: impl Fn(&Self) -> bool,
+    ) {
+        self.insist(what, at, operation, false, done);
+    }
+
+    fn insist(
+        &mut self,
+        what: &str,
+        at: At,
+        operation: &VmOperation,
+        revives: bool,
+        done: impl Fn(&Self) -> bool,
+    ) {
         let mut refused = None;
         for wait in 0..WAITS {
-            self.revive();
+            if revives {
+                self.revive();
+            }
             if done(self) {
                 return;
             }
             if wait % 10 == 0 {
                 refused = self.ask(at, operation.clone()).err().or(refused);
-                self.nudge();
+                if revives {
+                    self.nudge();
+                }
             }
             self.rest();
         }
