@@ -110,7 +110,7 @@ pub struct Ghost {
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct World {
-    /// Two hosts; or three, and the [`FORWARDER`]; or three, after it has become the middle
+    /// Two hosts; or three, and the `FORWARDER`; or three, after it has become the middle
     /// one's only record.
     pub sides: Vec<Side>,
     /// With the side that each is addressed to.
