@@ -286,6 +286,7 @@ impl Service {
     /// Opens a store that failed and could not be opened then: its disk was full, or is mended
     /// now. Answers whether the store is open.
     pub(crate) fn open_if_failed(&self, vm: &Vm) -> bool {
+        vm.give_up_broken_store();
         let (folder, has_failed) = {
             let core = vm.core();
             let relation = core.relation();

@@ -359,12 +359,7 @@ impl Drop for WorkerEnd<'_> {
             return;
         }
         tracing::error!(vm = %self.vm.id, "BUG: the work on this VM panicked; it is tried again in a minute");
-        if self.vm.store.is_poisoned() {
-            // What it was at is half done: what is on the disk says how far it came.
-            self.vm.store.clear_poison();
-            *self.vm.store() = None;
-            self.vm.core().facts.store_failed = true;
-        }
+        self.vm.give_up_broken_store();
         // Last: from here on another worker may begin.
         self.vm.forget_worker();
         let inner = &self.service.inner;

@@ -163,6 +163,17 @@ impl Vm {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Closes a store that somebody was at who panicked, be it a worker or a peer's request: what
+    /// was done is half done, and what is on the disk says how far it came.
+    pub(crate) fn give_up_broken_store(&self) {
+        if !self.store.is_poisoned() {
+            return;
+        }
+        self.store.clear_poison();
+        *self.store() = None;
+        self.core().facts.store_failed = true;
+    }
+
     pub(crate) fn store_facts(&self) -> StoreFacts {
         self.store_facts
             .lock()
