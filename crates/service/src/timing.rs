@@ -136,7 +136,7 @@ impl Service {
         let (role, settings) = {
             let mut core = vm.core();
             // A wish that comes while something is under way is for what follows it.
-            core.facts.wanted &= !vm.is_idle();
+            core.facts.wanted &= !vm.is_free();
             let Some(relation) = core.relation() else {
                 return;
             };
@@ -162,7 +162,7 @@ impl Service {
                 self.set_alarm(vm);
             }
             Role::Primary(_) | Role::Replica(_) => {
-                if !vm.is_idle() {
+                if !vm.is_free() {
                     // What is under way goes on; what it leaves is looked at when it ends.
                     let again = self.inner.clock.monotonic() + Duration::from_secs(1);
                     self.inner.scheduler.set(vm.id, Some(again));

@@ -115,6 +115,17 @@ struct Queue {
     has_worker: bool,
 }
 
+impl Queue {
+    fn has_waiting(&self) -> bool {
+        self.tasks.iter().any(|task| *task != Task::Verify)
+    }
+
+    fn is_free(&self) -> bool {
+        let is_busy = |(task, _): &(Task, Stop)| *task != Task::Verify;
+        !self.has_waiting() && !self.running.as_ref().is_some_and(is_busy)
+    }
+}
+
 /// One thing for the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
@@ -221,8 +232,8 @@ impl Vm {
                 .as_ref()
                 .is_some_and(|(running, stop)| *running == task && !stop.is_asked());
             // A delta that comes while others are applied may just have missed its turn, and so
-            // may a change that is noted.
-            let may_repeat = matches!(task, Task::Apply | Task::Note);
+            // may a change that is noted. Work in the background that makes room goes on later.
+            let may_repeat = matches!(task, Task::Apply | Task::Note | Task::Verify);
             if queue.tasks.contains(&task) || (is_running && !may_repeat) {
                 continue;
             }
@@ -256,16 +267,22 @@ impl Vm {
         queue.has_worker = false;
     }
 
-    /// Whether something waits for the work under way to end.
+    /// Whether something waits for which work in the background makes room.
     pub(crate) fn has_waiting(&self) -> bool {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        !queue.tasks.is_empty()
+        queue.has_waiting()
     }
 
     /// Whether nothing is under way or waits.
     pub(crate) fn is_idle(&self) -> bool {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         !queue.has_worker
+    }
+
+    /// Whether what is due may begin: nothing is under way or waits but work that makes room.
+    pub(crate) fn is_free(&self) -> bool {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.is_free()
     }
 
     /// Stops what can be stopped, and forgets what waits.
@@ -327,3 +344,34 @@ impl Core {
 
 /// A shared VM.
 pub(crate) type VmArc = Arc<Vm>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(running: Option<Task>, waiting: &[Task]) -> Queue {
+        Queue {
+            tasks: waiting.iter().cloned().collect(),
+            running: running.map(|task| (task, Stop::default())),
+            has_worker: true,
+        }
+    }
+
+    #[test]
+    fn what_is_due_does_not_wait_for_work_in_the_background() {
+        let session = || Task::Effect(Effect::OpenSession);
+        for (running, waiting, is_free, has_waiting) in [
+            (None, vec![], true, false),
+            (Some(Task::Verify), vec![], true, false),
+            (Some(Task::Verify), vec![Task::Verify], true, false),
+            (None, vec![Task::Verify], true, false),
+            (Some(Task::Verify), vec![session()], false, true),
+            (Some(session()), vec![Task::Verify], false, false),
+            (Some(Task::Apply), vec![], false, false),
+        ] {
+            let queue = queue(running, &waiting);
+            assert_eq!(queue.is_free(), is_free, "{queue:?}");
+            assert_eq!(queue.has_waiting(), has_waiting, "{queue:?}");
+        }
+    }
+}
