@@ -12,10 +12,9 @@ use lifeboat_peer::{ChangeSettings, SessionRequest};
 
 use crate::adoption::first_lineage;
 use crate::api::{Accepted, Rejection, Severity};
-use crate::jobs::not_saved;
 use crate::manage::random_id;
 use crate::rejection::{failed, rejection_of_link};
-use crate::relation::{PeerPlace, Relation, Saved};
+use crate::relation::PeerPlace;
 use crate::service::{Service, with_causes};
 use crate::session::view_of;
 use crate::vm::{Task, VmArc};
@@ -74,22 +73,8 @@ impl Service {
             .stop_tracking(vm.id)
             .map_err(|error| failed(format!("forget old maps: {}", with_causes(&error))))?;
         let record = Record::taking_up(vm.id, relationship, &view, tip, lineage);
-        let mut relation = Relation {
-            saved: Saved::new(record),
-            version: lifeboat_catalog::RecordVersion::FIRST,
-            settings,
-            peer,
-            storage: None,
-            trust_group: String::new(),
-        };
-        relation.version = self
-            .inner
-            .ledger
-            .add_relation(vm.id, &relation)
-            .map_err(|error| not_saved("the relationship", &error))?;
-        let to = relation.peer.host.clone();
-        vm.core().relation = Some(relation);
-        vm.tell_changed();
+        let to = peer.host.clone();
+        self.begin_relation(vm, record, settings, peer)?;
         let message = format!(
             "{}: the replica that {to} has kept is taken up; it is compared and goes on with a resynchronization",
             vm.name()

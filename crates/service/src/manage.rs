@@ -372,6 +372,33 @@ impl Service {
         self.link(&peer)
             .and_then(|link| link.make_replica(message))
             .map_err(|error| rejection_of_link("make a replica there", &error))?;
+        let excluded: Vec<String> = all
+            .iter()
+            .filter(|id| !settings.included_disks().includes(id))
+            .map(ToString::to_string)
+            .collect();
+        let to = peer.host.clone();
+        self.begin_relation(vm, record, settings, peer)?;
+        let name = vm.name();
+        let mut message = format!("{name}: replication to {to} is enabled");
+        if !excluded.is_empty() {
+            message.push_str(&format!(
+                "; not replicated, as the settings say: disks {}",
+                excluded.join(", ")
+            ));
+        }
+        self.report(Some(vm.id), Severity::Info, "replication_enabled", &message);
+        Ok(Accepted::Completed)
+    }
+
+    /// Saves a new relationship of a VM that runs here, and adopts it.
+    pub(crate) fn begin_relation(
+        &self,
+        vm: &VmArc,
+        record: Record,
+        settings: ReplicationSettings,
+        peer: PeerPlace,
+    ) -> Result<(), Rejection> {
         let mut relation = Relation {
             saved: Saved::new(record),
             version: lifeboat_catalog::RecordVersion::FIRST,
@@ -385,24 +412,9 @@ impl Service {
             .ledger
             .add_relation(vm.id, &relation)
             .map_err(|error| not_saved("the relationship", &error))?;
-        let excluded: Vec<String> = all
-            .iter()
-            .filter(|id| !relation.settings.included_disks().includes(id))
-            .map(ToString::to_string)
-            .collect();
-        let to = relation.peer.host.clone();
         vm.core().relation = Some(relation);
         vm.tell_changed();
-        let name = vm.name();
-        let mut message = format!("{name}: replication to {to} is enabled");
-        if !excluded.is_empty() {
-            message.push_str(&format!(
-                "; not replicated, as the settings say: disks {}",
-                excluded.join(", ")
-            ));
-        }
-        self.report(Some(vm.id), Severity::Info, "replication_enabled", &message);
-        Ok(Accepted::Completed)
+        Ok(())
     }
 
     pub(crate) fn change_settings_of(

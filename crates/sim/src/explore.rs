@@ -40,6 +40,34 @@ impl fmt::Display for Broken {
     }
 }
 
+/// As [`explore`], from several places; prints what came of each and of all together.
+///
+/// # Errors
+/// As [`explore`], with the place.
+pub fn explore_from_all<S: fmt::Debug>(
+    starts: impl IntoIterator<Item = (S, World)>,
+    limit: usize,
+    healing: u64,
+) -> Result<Explored, String> {
+    let mut all = Explored {
+        states: 0,
+        transitions: 0,
+        depth: 0,
+        healed: 0,
+    };
+    for (place, start) in starts {
+        let one = explore(&start, limit, healing)
+            .map_err(|broken| format!("from {place:?}: {broken}"))?;
+        println!("{place:?}: {one:?}");
+        all.states += one.states;
+        all.transitions += one.transitions;
+        all.depth = all.depth.max(one.depth);
+        all.healed += one.healed;
+    }
+    println!("all: {all:?}");
+    Ok(all)
+}
+
 /// Tries every order of moves from `start`, up to `limit` states. In one state of
 /// `healing` it is asked whether all becomes well once faults end.
 ///

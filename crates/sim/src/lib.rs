@@ -25,7 +25,7 @@ mod scenes;
 mod walk;
 mod world;
 
-pub use explore::{Broken, Explored, explore};
+pub use explore::{Broken, Explored, explore, explore_from_all};
 pub use moves::{Fate, Move};
 pub use operator::Command;
 pub use scenes::{ExtendedScene, Scene};

@@ -1,6 +1,6 @@
 //! Every order of events within a budget, and long random ones beyond it.
 
-use lifeboat_sim::{Budget, Explored, Scene, explore, walk};
+use lifeboat_sim::{Budget, Explored, Scene, explore_from_all, walk};
 
 /// Much goes wrong, and operators do little.
 const FAULTS: Budget = Budget {
@@ -38,26 +38,8 @@ const LEAST_TRANSITIONS_WITH_FAULTS: usize = 5_400_000;
 const LEAST_TRANSITIONS_OF_OPERATORS: usize = 6_000_000;
 
 fn explored(budget: Budget) -> Explored {
-    let mut all = Explored {
-        states: 0,
-        transitions: 0,
-        depth: 0,
-        healed: 0,
-    };
-    for scene in Scene::ALL {
-        match explore(&scene.world(budget), STATES, HEALING) {
-            Ok(one) => {
-                println!("{scene:?}: {one:?}");
-                all.states += one.states;
-                all.transitions += one.transitions;
-                all.depth = all.depth.max(one.depth);
-                all.healed += one.healed;
-            }
-            Err(broken) => panic!("from {scene:?}: {broken}"),
-        }
-    }
-    println!("all: {all:?}");
-    all
+    let starts = Scene::ALL.map(|scene| (scene, scene.world(budget)));
+    explore_from_all(starts, STATES, HEALING).unwrap_or_else(|broken| panic!("{broken}"))
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Three hosts: the replica forwards to a third one.
 
-use lifeboat_sim::{Budget, Explored, ExtendedScene, Fate, Move, World, explore, walk};
+use lifeboat_sim::{Budget, Explored, ExtendedScene, Fate, Move, World, explore_from_all, walk};
 
 /// Much goes wrong, on either link, and operators do little.
 const FAULTS: Budget = Budget {
@@ -50,26 +50,8 @@ const LEAST_STATES_OF_SECOND_LINK: usize = 245_000;
 const LEAST_TRANSITIONS_OF_SECOND_LINK: usize = 1_100_000;
 
 fn explored(budget: Budget) -> Explored {
-    let mut all = Explored {
-        states: 0,
-        transitions: 0,
-        depth: 0,
-        healed: 0,
-    };
-    for scene in ExtendedScene::ALL {
-        match explore(&scene.world(budget), STATES, HEALING) {
-            Ok(one) => {
-                println!("{scene:?}: {one:?}");
-                all.states += one.states;
-                all.transitions += one.transitions;
-                all.depth = all.depth.max(one.depth);
-                all.healed += one.healed;
-            }
-            Err(broken) => panic!("from {scene:?}: {broken}"),
-        }
-    }
-    println!("all: {all:?}");
-    all
+    let starts = ExtendedScene::ALL.map(|scene| (scene, scene.world(budget)));
+    explore_from_all(starts, STATES, HEALING).unwrap_or_else(|broken| panic!("{broken}"))
 }
 
 #[test]
