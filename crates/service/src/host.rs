@@ -398,6 +398,12 @@ impl Host for Service {
         let key = key_of(&message.key)?;
         let unit = DigestUnit::try_from(message.unit)
             .map_err(|error| refusal(RefusalCode::Invalid, &error.to_string()))?;
+        if message.at.is_some() && vm.is_store_busy() {
+            return Err(refusal(
+                RefusalCode::Busy,
+                "changes are being applied; ask again when that has ended",
+            ));
+        }
         let digester = self.with_store(&vm, |_, replica| {
             refuse_unless_at(&replica.store, message.at)?;
             Ok(replica.store.head_digester()?)

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use lifeboat_hypervisor::VmDefinition;
@@ -172,6 +172,11 @@ impl Vm {
 
     pub(crate) fn store(&self) -> MutexGuard<'_, Option<ReplicaStore>> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody is at the store now: who can come again need not wait.
+    pub(crate) fn is_store_busy(&self) -> bool {
+        matches!(self.store.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// Closes a store that somebody was at who panicked, be it a worker or a peer's request: what

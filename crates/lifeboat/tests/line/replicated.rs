@@ -18,8 +18,8 @@ const PIECES: u64 = 5;
 const PIECE: u64 = 64 << 20;
 const WRITTEN: u64 = 5 << 20;
 
-/// What two pieces that are under way hold, and everything that is no data.
-const SENT_AGAIN: u64 = 2 * WRITTEN + (3 << 20);
+/// What the three pieces that are under way hold, and everything that is no data.
+const SENT_AGAIN: u64 = 3 * WRITTEN + (3 << 20);
 
 /// What the guest writes before a cycle.
 const CHANGED: u64 = 6 << 20;

@@ -37,7 +37,8 @@ use crate::vm::VmArc;
 /// Bytes of a disk that one piece covers.
 const PIECE: u64 = 64 << 20;
 
-/// Pieces on their way at once: while the replica writes one, others are sent.
+/// Pieces on their way at once: while the replica writes one, others are sent. A line that is cut
+/// costs what they have sent so far.
 const STREAMS: usize = 3;
 
 /// The largest frame of data.
@@ -101,11 +102,7 @@ impl Service {
         let Some(relation) = vm.core().relation.clone() else {
             return;
         };
-        let what = match purpose {
-            CopyPurpose::Initial => "initial replication",
-            CopyPurpose::Compare => "comparing disks",
-            CopyPurpose::Reverse => "reversing replication",
-        };
+        let what = what_of(purpose);
         vm.meter.begin(what, 0);
         let outcome = self.run_copy(vm, &relation, copy, purpose, stop);
         vm.meter.end();
