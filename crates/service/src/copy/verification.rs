@@ -31,8 +31,8 @@ const APPLIES: Duration = Duration::from_secs(60);
 /// How long is waited between two such questions.
 const ASKS_AGAIN: Duration = Duration::from_millis(200);
 
-/// The longest rest after a piece; else as long as the piece took, so that a VM has at least half
-/// of its disks' speed for itself.
+/// The longest rest after a piece; else it is as long as the piece took, so that the guest has its
+/// disks for itself in between.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// How a run of the comparison came to its end.
@@ -107,7 +107,9 @@ impl Service {
                 tracing::info!(vm = %vm.id, "verify the replica: {}", with_causes(&error));
             }
             Err(CopyTrouble::Unproved { why }) => {
-                let message = format!("{name}: {why}; everything is compared and mended now");
+                let message = format!(
+                    "{name}: {why}; no changes are sent until `lifeboat replication resync {name}` has compared and mended everything, or the automatic resynchronization has"
+                );
                 self.report(Some(vm.id), Severity::Error, "replica_differs", &message);
                 self.tell(vm, Event::NeedsResync(ResyncCause::Differs));
             }

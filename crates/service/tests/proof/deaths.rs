@@ -82,7 +82,7 @@ impl Deaths {
     }
 }
 
-/// Whether a host dies at every call that a flow makes: minutes for each flow, so only when asked.
+/// Whether a host dies at every call that a flow makes: that takes long, so only when asked.
 fn dies_everywhere() -> bool {
     std::env::var_os("LIFEBOAT_TEST_EVERY_DEATH").is_some()
 }
