@@ -166,3 +166,196 @@ fn digest(key: &Key, bytes: &[u8]) -> [u8; DIGEST] {
     digest.copy_from_slice(&blake3::keyed_hash(key, bytes).as_bytes()[..DIGEST]);
     digest
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use lifeboat_model::DiskSize;
+    use lifeboat_nbd::{
+        Access, Export, ExportSet, Extent, Granularity, Holes, ListenAddress, NbdUri, Server,
+        ServerOptions,
+    };
+
+    use super::*;
+
+    const KEY: Key = [7; 32];
+    const UNITS: [u64; 2] = [BLOCK_SIZE, 64 << 10];
+
+    /// A disk with holes that notes what is read of it.
+    struct Holed {
+        bytes: Vec<u8>,
+        holes: Vec<Range<u64>>,
+        read: Arc<Mutex<Vec<Range<u64>>>>,
+    }
+
+    impl Export for Holed {
+        fn size(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+
+        fn access(&self) -> Access {
+            Access::ReadOnly
+        }
+
+        fn granularity(&self) -> Granularity {
+            Granularity::default()
+        }
+
+        fn contexts(&self) -> Vec<ContextName> {
+            vec![ContextName::allocation()]
+        }
+
+        fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+            let range = offset..offset + into.len() as u64;
+            into.copy_from_slice(&self.bytes[range.start as usize..range.end as usize]);
+            self.read.lock().unwrap().push(range);
+            Ok(())
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn write_zeroes(&self, _: u64, _: u64, _: Holes) -> io::Result<()> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn trim(&self, _: u64, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn extents(
+            &self,
+            _: &ContextName,
+            offset: u64,
+            length: u64,
+            limit: usize,
+        ) -> io::Result<Vec<Extent>> {
+            let mut edges = vec![offset, offset + length];
+            let inside = |edge: &u64| (offset..offset + length).contains(edge);
+            edges.extend(
+                self.holes
+                    .iter()
+                    .flat_map(|hole| [hole.start, hole.end])
+                    .filter(inside),
+            );
+            edges.sort_unstable();
+            edges.dedup();
+            let extents = edges.windows(2).map(|pair| Extent {
+                offset: pair[0],
+                length: pair[1] - pair[0],
+                flags: match self.holes.iter().any(|hole| hole.contains(&pair[0])) {
+                    true => ZERO,
+                    false => 0,
+                },
+            });
+            Ok(extents.take(limit).collect())
+        }
+    }
+
+    /// The digests of a range of a disk, and what was read for them.
+    fn digests(
+        bytes: &[u8],
+        holes: &[Range<u64>],
+        range: &Range<u64>,
+        unit: u64,
+    ) -> (Vec<[u8; DIGEST]>, Vec<Range<u64>>) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("s");
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let holed = Holed {
+            bytes: bytes.to_vec(),
+            holes: holes.to_vec(),
+            read: Arc::clone(&read),
+        };
+        let exports = ExportSet::new();
+        exports.add("d", Arc::new(holed)).unwrap();
+        let address = ListenAddress::Unix(socket.clone());
+        let _server = Server::bind(&address, exports, ServerOptions::default()).unwrap();
+        let source = DiskSource {
+            disk: "vda".parse().unwrap(),
+            size: DiskSize::try_from(bytes.len() as u64).unwrap(),
+            uri: NbdUri::unix(socket, "d").unwrap(),
+            bitmap: None,
+        };
+        let disk = OpenDisk::open(0, &source).unwrap();
+        let mut digests = Vec::new();
+        disk.digests(range, unit, &KEY, &mut digests).unwrap();
+        let read = read.lock().unwrap().clone();
+        (digests, read)
+    }
+
+    /// Bytes that are zero in the holes and nowhere else.
+    fn disk_with(holes: &[Range<u64>], size: u64) -> Vec<u8> {
+        let byte = |at: u64| match holes.iter().any(|hole| hole.contains(&at)) {
+            true => 0,
+            false => (at / 512 % 255 + 1) as u8,
+        };
+        (0..size).map(byte).collect()
+    }
+
+    #[test]
+    fn holes_are_not_read_and_count_as_zeroes() {
+        const SIZE: u64 = 1 << 20;
+        // At the borders of units, within one, over several, and at both ends.
+        let holes = [
+            0..64 << 10,
+            100_000..100_500,
+            (192 << 10) + 4096..(448 << 10) + 512,
+            (512 << 10)..(576 << 10),
+            (576 << 10) + 512..(640 << 10) - 512,
+            (900 << 10)..SIZE,
+        ];
+        let bytes = disk_with(&holes, SIZE);
+        for unit in UNITS {
+            for range in [0..SIZE, 64 << 10..960 << 10, 512 << 10..576 << 10] {
+                let (of_holes, read) = digests(&bytes, &holes, &range, unit);
+                let (of_zeroes, all) = digests(&bytes, &[], &range, unit);
+                assert_eq!(of_holes, of_zeroes, "{range:?} by {unit}");
+                let wanted = bytes[range.start as usize..range.end as usize]
+                    .chunks(unit as usize)
+                    .map(|bytes| digest(&KEY, bytes));
+                assert_eq!(of_holes, wanted.collect::<Vec<_>>());
+                let count = |read: &[Range<u64>]| -> u64 {
+                    read.iter().map(|range| range.end - range.start).sum()
+                };
+                assert_eq!(count(&all), range.end - range.start);
+                // Whole units of a hole are left alone, and parts of them are read.
+                for hole in &holes {
+                    let start = hole.start.max(range.start).next_multiple_of(unit);
+                    let end = hole.end.min(range.end) / unit * unit;
+                    let is_read = |at: u64| read.iter().any(|read| read.contains(&at));
+                    assert!((start..end).step_by(512).all(|at| !is_read(at)), "{hole:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_unit_ends_with_the_disk() {
+        for beyond in [512, 4096, 12_800] {
+            let size = (256 << 10) + beyond;
+            for hole in [
+                None,
+                Some(128 << 10..size),
+                Some(256 << 10..size),
+                Some((256 << 10) + 512..size),
+                Some(0..(256 << 10) + 512),
+            ] {
+                let holes = Vec::from_iter(hole);
+                let bytes = disk_with(&holes, size);
+                for unit in UNITS {
+                    let (found, _) = digests(&bytes, &holes, &(0..size), unit);
+                    let wanted = bytes.chunks(unit as usize).map(|bytes| digest(&KEY, bytes));
+                    assert_eq!(found, wanted.collect::<Vec<_>>(), "{holes:?} by {unit}");
+                }
+            }
+        }
+    }
+}
