@@ -61,7 +61,9 @@ fn points_are_unverified_until_everything_was_compared_after_a_reversal_by_maps(
 
     hear(&world);
     world.verify(At::Beta);
-    assert!(has_told(&world, At::Beta, "compared whole and are equal"));
+    world.wait("it is told", |world| {
+        has_told(world, At::Beta, "compared whole and are equal")
+    });
     world.write_at(At::Beta, 3);
     world.replicate(At::Beta);
     let late = world.make_point(At::Alpha);
