@@ -115,15 +115,12 @@ impl Service {
 
     fn backlog_of(&self, vm: &Vm, relation: &Relation) -> Option<Backlog> {
         let facts = vm.store_facts();
-        let waiting: u64 = facts
-            .status?
-            .pending
-            .iter()
-            .map(|pending| pending.bytes)
-            .sum();
-        let speed = facts.apply_speed.unwrap_or(32 << 20).max(1);
+        let status = facts.status.as_ref()?;
+        let waiting: u64 = status.pending.iter().map(|pending| pending.bytes).sum();
+        let micros = u128::from(waiting) * 1_000_000 / u128::from(facts.speed_or_default());
         Some(Backlog {
-            estimate: Duration::from_secs(waiting / speed),
+            // To the microsecond: what is too much to take more of is too long here, too.
+            estimate: Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX)),
             limit: relation.settings.apply_backlog_limit(),
         })
     }
@@ -179,23 +176,17 @@ impl Service {
     /// As the replica kept here has it.
     pub(crate) fn start_of_replica(&self, vm: &Vm) -> StartView {
         let facts = vm.store_facts();
-        let Some(status) = facts.status else {
+        let Some(status) = &facts.status else {
             return StartView::default();
         };
         let backlog_bytes: u64 = status.pending.iter().map(|pending| pending.bytes).sum();
-        let seconds = match facts.apply_speed {
-            Some(speed) => Some(backlog_bytes / speed.max(1) + 1),
-            None if backlog_bytes == 0 => Some(1),
-            None => None,
-        };
         StartView {
             backlog_bytes,
-            seconds,
+            seconds: facts.seconds_to_start(backlog_bytes),
         }
     }
 }
 
-/// What to do: where the histories have parted, an operator has to say which one is kept.
 /// Whether more than maps says that the two sides are equal.
 fn verification_of(relation: &Relation, status: Option<&lifeboat_store::Status>) -> Verification {
     let is_verified = match relation.record().role {
@@ -209,6 +200,7 @@ fn verification_of(relation: &Relation, status: Option<&lifeboat_store::Status>)
     }
 }
 
+/// What to do: where the histories have parted, an operator has to say which one is kept.
 fn remedy_of(relation: &Relation, reason: &health::HealthReason, is_running: bool) -> &'static str {
     let is_error = matches!(reason, health::HealthReason::ReplicationError { .. });
     match &relation.record().role {

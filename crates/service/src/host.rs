@@ -188,7 +188,7 @@ impl Service {
         let seconds = vm.core().relation().map_or(60, |relation| {
             relation.settings.apply_backlog_limit().as_secs()
         });
-        let speed = facts.apply_speed.unwrap_or(32 << 20);
+        let speed = facts.speed_or_default();
         speed.saturating_mul(seconds).max(64 << 20)
     }
 

@@ -133,8 +133,7 @@ impl Service {
             return Ok(false);
         };
         let took = self.inner.clock.monotonic().saturating_sub(began);
-        let speed = applied.changed_bytes as f64 / took.as_secs_f64().max(0.001);
-        crate::service::lock(&vm.store_facts).apply_speed = Some(speed as u64);
+        crate::service::lock(&vm.store_facts).measure(applied.changed_bytes, took);
         let now = self.now();
         let is_consistent = matches!(replica.store.heads(), Heads::Consistent(_));
         let (planned, consistency) = self.kind_of(vm, applied.sequence, applied.consistency);

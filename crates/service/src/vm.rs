@@ -103,8 +103,37 @@ pub(crate) struct Trouble {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StoreFacts {
     pub(crate) status: Option<lifeboat_store::Status>,
-    /// Bytes per second that applying managed last.
+    /// Bytes per second that applying managed last; never zero.
     pub(crate) apply_speed: Option<u64>,
+}
+
+impl StoreFacts {
+    /// Less than this tells how long a sync takes and not how fast bytes are applied.
+    const MEASURED_BYTES: u64 = 4 << 20;
+
+    /// What applying is thought to manage before it was measured.
+    const DEFAULT_SPEED: u64 = 32 << 20;
+
+    /// Takes note of how long applying has taken, if there was enough of it.
+    pub(crate) fn measure(&mut self, bytes: u64, took: Duration) {
+        if bytes >= Self::MEASURED_BYTES {
+            let speed = bytes as f64 / took.as_secs_f64().max(0.001);
+            self.apply_speed = Some((speed as u64).max(1));
+        }
+    }
+
+    pub(crate) fn speed_or_default(&self) -> u64 {
+        self.apply_speed.unwrap_or(Self::DEFAULT_SPEED)
+    }
+
+    /// How long a start takes behind a backlog; nothing where the speed is not known and matters.
+    pub(crate) fn seconds_to_start(&self, backlog_bytes: u64) -> Option<u64> {
+        match self.apply_speed {
+            Some(speed) => Some(backlog_bytes / speed + 1),
+            None if backlog_bytes < Self::MEASURED_BYTES => Some(1),
+            None => None,
+        }
+    }
 }
 
 /// What a VM's worker has to do, in order.
@@ -378,5 +407,19 @@ mod tests {
             assert_eq!(queue.is_free(), is_free, "{queue:?}");
             assert_eq!(queue.has_waiting(), has_waiting, "{queue:?}");
         }
+    }
+    #[test]
+    fn the_speed_of_applying_is_measured_by_what_is_large_enough() {
+        let mut facts = StoreFacts::default();
+        let second = Duration::from_secs(1);
+        facts.measure(0, second);
+        facts.measure(4096, second);
+        assert_eq!(facts.speed_or_default(), StoreFacts::DEFAULT_SPEED);
+        assert_eq!(facts.seconds_to_start(4096), Some(1));
+        assert_eq!(facts.seconds_to_start(1 << 30), None);
+        facts.measure(100 << 20, second * 2);
+        facts.measure(4096, second);
+        assert_eq!(facts.speed_or_default(), 50 << 20);
+        assert_eq!(facts.seconds_to_start(500 << 20), Some(11));
     }
 }

@@ -88,25 +88,32 @@ fn a_replica_that_applies_too_slowly_takes_no_more_and_catches_up() {
         ..SettingsChange::default()
     });
     world.copy();
+    assert!(!world.has_reason(At::Beta, "backlog_too_long"));
     let gate = std::sync::Arc::clone(&world.beta.gate);
     let held = gate.hold_applying();
-    // More than is let wait, whatever applying managed before.
-    world.write(15_000);
+    // More than is let wait, and nothing was applied yet that tells how fast that goes.
+    world.fill("vda", 170 << 20);
     let before = world.alpha.relation(world.vm).last_sequence;
     world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
     world.wait("it is received", |world| {
         world.alpha.relation(world.vm).last_sequence > before
     });
     let waiting = world.beta.backlog(world.vm);
-    assert!(waiting > 64 << 20, "{waiting} bytes wait");
+    assert!(waiting > 160 << 20, "{waiting} bytes wait");
     world.write(3);
     world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
     world.wait("the refusal is told", |world| {
         world.story().contains("wait to be applied")
     });
     assert_eq!(world.beta.backlog(world.vm), waiting);
+    // The side that applies says so, and only that.
+    assert!(world.has_reason(At::Beta, "backlog_too_long"));
+    assert!(!world.has_reason(At::Alpha, "backlog_too_long"));
     drop(held);
     world.replicate(At::Alpha);
+    for at in [At::Alpha, At::Beta] {
+        assert!(!world.has_reason(at, "backlog_too_long"));
+    }
     world.expect_replica(At::Beta);
 }
 

@@ -396,6 +396,24 @@ impl World {
         }
     }
 
+    /// The guest on alpha writes the first bytes of a disk, in large pieces.
+    pub fn fill(&mut self, disk: &str, bytes: usize) {
+        const PIECE: usize = 1 << 20;
+        let view = self.alpha.view(self.vm);
+        let disk = view
+            .disks
+            .into_iter()
+            .find(|known| known.id.as_str() == disk);
+        let disk = disk.expect("the VM has the disk");
+        let client = connect(&disk.uri.expect("the VM runs"));
+        let known = self.shadow.get_mut(disk.id.as_str()).unwrap();
+        for (piece, bytes) in known[..bytes].chunks_mut(PIECE).enumerate() {
+            self.random.fill(bytes);
+            client.write((piece * PIECE) as u64, bytes).unwrap();
+        }
+        client.flush().unwrap();
+    }
+
     /// Every byte of a running VM's disks.
     pub fn read(&self, at: At, vm: VmId) -> Bytes {
         let disks = self.site(at).view(vm).disks.into_iter();
@@ -502,9 +520,14 @@ impl World {
 
     /// Whether a side knows that nothing but maps has compared the disks.
     pub fn is_unverified(&self, at: At) -> bool {
+        self.has_reason(at, "unverified")
+    }
+
+    /// Whether a side gives this reason for its health.
+    pub fn has_reason(&self, at: At, kind: &str) -> bool {
         let health = self.site(at).service.health(&admin(), &VmRef::Id(self.vm));
         let reasons = health.unwrap().reasons;
-        reasons.iter().any(|reason| reason.kind == "unverified")
+        reasons.iter().any(|reason| reason.kind == kind)
     }
 
     /// After a reversal from `from` everything is compared, and both sides know it.
