@@ -1,8 +1,8 @@
 //! What operators do, each ending with every byte compared.
 
-use lifeboat_model::UncheckedBandwidthLimit;
 use lifeboat_model::contract::{InitialReplicationType, ReplicationState, ReturnCode};
 use lifeboat_model::settings::SettingsChange;
+use lifeboat_model::{UncheckedBandwidthLimit, UncheckedBandwidthWindow};
 use lifeboat_peer::testing::Fault;
 use lifeboat_service::api::{Operations as _, Urgency, VmOperation, VmRef};
 
@@ -115,6 +115,49 @@ fn a_replica_that_applies_too_slowly_takes_no_more_and_catches_up() {
         assert!(!world.has_reason(at, "backlog_too_long"));
     }
     world.expect_replica(At::Beta);
+}
+
+/// Seconds of the day.
+const NOON: u64 = 12 * 3600;
+const MIDNIGHT: u64 = 0;
+
+#[test]
+fn a_host_sends_as_fast_as_its_window_of_the_day_lets_it() {
+    let mut world = World::replicated(16);
+    let slow_by_day = UncheckedBandwidthLimit {
+        bytes_per_second: None,
+        windows: vec![UncheckedBandwidthWindow {
+            start: "08:00".to_owned(),
+            end: "20:00".to_owned(),
+            bytes_per_second: Some(4096),
+        }],
+    };
+    world.alpha.bandwidth = slow_by_day.validate().unwrap();
+    world.alpha.restart();
+    world.start(At::Alpha);
+    for _ in 0..2 {
+        world.jump_to(NOON);
+        // Minutes at this rate.
+        world.write(60);
+        world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+        let is_slow = |world: &World| {
+            let activity = world.alpha.relation(world.vm).activity;
+            activity.is_some_and(|activity| {
+                let (done, total) = (activity.done_bytes, activity.total_bytes);
+                done > 0 && done < total / 2
+            })
+        };
+        world.wait("a part has travelled", is_slow);
+        let before = world.alpha.relation(world.vm).last_sequence;
+        // While the guest writes much more than that.
+        world.write(600);
+        assert!(is_slow(&world), "{:?}", world.alpha.relation(world.vm));
+        assert_eq!(world.alpha.relation(world.vm).last_sequence, before);
+        // What is under way goes on at the rate of the night.
+        world.jump_to(MIDNIGHT);
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ use lifeboat_model::settings::SettingsChange;
 use lifeboat_model::{DiskId, DiskSize, Sequence, VmId};
 use lifeboat_nbd::{Client, ClientOptions};
 use lifeboat_peer::testing::Network;
+use lifeboat_service::Clock as _;
 use lifeboat_service::api::{
     Accepted, EnableReplication, NewVm, NewVmDisk, Operations, Rejection, ReverseReplication,
     StopHow, VmOperation, VmRef,
@@ -358,6 +359,16 @@ impl World {
         self.ask(at, VmOperation::MakePoint).unwrap();
         let points = self.site(at).points(self.vm).into_iter();
         points.map(|point| point.sequence).max().unwrap()
+    }
+
+    /// The clocks of both hosts go on to this second of the day.
+    pub fn jump_to(&self, second: u64) {
+        const DAY: u64 = 24 * 3600;
+        let now = self.alpha.clock.wall().as_micros() / 1_000_000 % DAY;
+        let ahead = i64::try_from((second + DAY - now) % DAY).unwrap();
+        for at in [At::Alpha, At::Beta] {
+            self.site(at).clock.jump(ahead);
+        }
     }
 
     /// The guest on alpha writes.
