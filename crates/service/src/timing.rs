@@ -89,7 +89,11 @@ impl Service {
             }
             Primary::Ready { start: Some(start) } => Some(now + self.until(start.at)),
             Primary::ResyncRequired { at: Some(at), .. } => Some(now + self.until(*at)),
-            Primary::ResyncRequired { at: None, .. } => Some(now + LONGEST_SLEEP / 60),
+            Primary::ResyncRequired { at: None, .. } => Some(if facts.wanted {
+                now
+            } else {
+                now + LONGEST_SLEEP / 60
+            }),
             Primary::Ready { start: None }
             | Primary::Suspended { .. }
             | Primary::ResyncSuspended(_) => None,
@@ -154,7 +158,11 @@ impl Service {
                     Some(StartAt::At(at)) => {
                         self.tell(vm, Event::Resynchronize { at: Some(at) });
                     }
-                    None => self.set_alarm(vm),
+                    None => {
+                        // Nothing follows from the wish for a cycle.
+                        vm.core().facts.wanted = false;
+                        self.set_alarm(vm);
+                    }
                 }
             }
             Role::Replica(replica) if matches!(replica.phase, ReplicaPhase::Critical(_)) => {

@@ -1,6 +1,7 @@
 //! Hosts that were booted: what was changed there is not known any more, and is compared.
 
 use lifeboat_model::contract::ReplicationState;
+use lifeboat_model::settings::SettingsChange;
 use lifeboat_service::api::VmOperation;
 
 use crate::gate::Death;
@@ -170,4 +171,70 @@ fn a_primary_that_is_booted_during_a_cycle_compares_and_keeps_the_points() {
         let newest = points.iter().map(|point| point.sequence).max();
         world.expect_point(newest.unwrap(), &older);
     }
+}
+
+const NOON: u64 = 12 * 3600;
+const EVENING: u64 = 20 * 3600;
+
+/// Alpha was booted at this time of day while its VM ran, which runs again: what it changed since
+/// is not known. Automatic resynchronization is for the hours from 18:30 to 06:00.
+fn booted_at(seed: u64, second: u64, automatic: bool) -> World {
+    let mut world = World::new(seed, &[("vda", 1 << 20), ("vdb", 512 << 10)]);
+    world.enable(SettingsChange {
+        auto_resynchronize_enabled: Some(automatic),
+        auto_resynchronize_interval_start: Some("18:30".to_owned()),
+        auto_resynchronize_interval_end: Some("06:00".to_owned()),
+        ..SettingsChange::default()
+    });
+    world.copy();
+    world.jump_to(second);
+    world.write(3);
+    world.alpha.reboot();
+    world.start(At::Alpha);
+    world.write(3);
+    world
+}
+
+/// The lost maps are found, and nothing begins by itself, however often the VM is looked at.
+fn expect_waiting(world: &mut World) {
+    let waits = |world: &World| {
+        let state = world.alpha.state(world.vm).1;
+        state == ReplicationState::WaitingToStartResynchronization
+    };
+    world.wait("the lost maps are found", waits);
+    world.stays("nothing begins", waits);
+}
+
+#[test]
+fn lost_maps_are_compared_by_themselves_in_the_hours_for_it() {
+    let mut world = booted_at(88, EVENING, true);
+    let (copied, _) = world.traffic();
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+    assert!(
+        world.traffic().0 - copied < LITTLE,
+        "nearly everything travelled"
+    );
+}
+
+#[test]
+fn lost_maps_wait_for_the_hours_in_which_they_are_compared_by_themselves() {
+    let mut world = booted_at(89, NOON, true);
+    expect_waiting(&mut world);
+    // A restart of the daemon forgets nothing of that.
+    world.alpha.restart();
+    world.start(At::Alpha);
+    expect_waiting(&mut world);
+    world.jump_to(EVENING);
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+}
+
+#[test]
+fn lost_maps_wait_for_an_operator_unless_the_settings_say_otherwise() {
+    let mut world = booted_at(90, EVENING, false);
+    expect_waiting(&mut world);
+    world.compare_after_a_boot();
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
 }

@@ -218,6 +218,15 @@ impl World {
         panic!("waited in vain: {what}\n{}", self.story());
     }
 
+    /// Something is so and stays so, however often the hosts are nudged.
+    pub fn stays(&self, what: &str, so: impl Fn(&Self) -> bool) {
+        for _ in 0..50 {
+            self.nudge();
+            self.rest();
+            assert!(so(self), "it did not stay so: {what}\n{}", self.story());
+        }
+    }
+
     /// How often the hosts call each other while their VMs are looked at so often.
     pub fn calls_during(&self, looks: u32) -> u64 {
         let before = self.hosts.calls.load(Ordering::SeqCst);
