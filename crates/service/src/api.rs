@@ -375,8 +375,9 @@ pub struct AuditView {
     pub role: String,
     pub operation: String,
     pub target: String,
-    /// What was asked for in detail, for people; empty where the target says it all.
-    pub arguments: String,
+    /// What was asked for in detail, with the names of the contract; null where the target says
+    /// it all. Rows of earlier builds have a text for people.
+    pub arguments: serde_json::Value,
     pub outcome: String,
 }
 

@@ -20,6 +20,7 @@ pub mod api;
 mod activity;
 mod adoption;
 mod answers;
+mod audit;
 mod boot;
 mod check;
 mod clock;

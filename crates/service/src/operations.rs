@@ -2,20 +2,22 @@
 
 use std::time::Duration;
 
-use lifeboat_catalog::{Activity, JobId as RowId, NewAuditRow};
+use lifeboat_catalog::{Activity, JobId as RowId};
 use lifeboat_model::authorization::AuthorizationTable;
 use lifeboat_model::contract::{FailoverType, ReturnCode};
 use lifeboat_model::relationship::{CancelHow, Event, Role, VmPower};
 use lifeboat_model::service_settings::{ReplicationServiceSettings, ServiceSettingsChange};
+use serde_json::Value;
 
 use crate::api::{
-    Accepted, AccessRole, AuditView, AuthorizationEntryView, Caller, CheckView, EventView,
-    HealthView, HostView, JobFilter, JobId, JobView, JobWhich, NewVm, Operations, PointView,
-    Rejection, RelationshipIndex, RelationshipView, Severity, StatisticsView, VmDiskView,
-    VmOperation, VmRef, VmView,
+    Accepted, AuditView, AuthorizationEntryView, Caller, CheckView, EventView, HealthView,
+    HostView, JobFilter, JobId, JobView, JobWhich, NewVm, Operations, PointView, Rejection,
+    RelationshipIndex, RelationshipView, Severity, StatisticsView, VmDiskView, VmOperation, VmRef,
+    VmView,
 };
+use crate::audit::{arguments_of, arguments_of_vm};
 use crate::jobs::{Goal, not_saved};
-use crate::ledger::{SERVICE_SETTINGS, document};
+use crate::ledger::SERVICE_SETTINGS;
 use crate::rejection::{failed, invalid, not_read, rejection_of_step, unsupported};
 use crate::relation::Relation;
 use crate::service::{Service, lock, with_causes};
@@ -45,34 +47,6 @@ impl Service {
                 remedy: "see `lifeboat vm list`".to_owned(),
             }
         })
-    }
-
-    /// Writes who did what, and passes the outcome on.
-    fn audited<T>(
-        &self,
-        caller: &Caller,
-        operation: &str,
-        target: &str,
-        arguments: &str,
-        outcome: Result<T, Rejection>,
-    ) -> Result<T, Rejection> {
-        let told = match &outcome {
-            Ok(_) => "accepted".to_owned(),
-            Err(rejection) => format!("{}: {}", rejection.code.number(), rejection.what),
-        };
-        let row = NewAuditRow {
-            at: self.now(),
-            caller: caller.name.clone(),
-            role: role_name(caller.role).to_owned(),
-            operation: operation.to_owned(),
-            target: target.to_owned(),
-            arguments: document(&arguments.chars().take(4000).collect::<String>()),
-            outcome: told.chars().take(1000).collect(),
-        };
-        if let Err(error) = self.inner.ledger.add_audit(&row) {
-            tracing::error!("write the audit: {}", with_causes(&error));
-        }
-        outcome
     }
 
     fn view_vm(&self, vm: &VmArc) -> VmView {
@@ -215,7 +189,7 @@ impl Operations for Service {
         caller: &Caller,
         change: ServiceSettingsChange,
     ) -> Result<(), Rejection> {
-        let arguments = format!("{change:?}");
+        let arguments = arguments_of(&change);
         let outcome = self
             .service_settings()
             .changed(change)
@@ -226,7 +200,7 @@ impl Operations for Service {
                     .save_setting(SERVICE_SETTINGS, &settings)
                     .map_err(|error| not_saved("the settings", &error))
             });
-        self.audited(caller, "modify_service_settings", "", &arguments, outcome)
+        self.audited(caller, "modify_service_settings", "", arguments, outcome)
     }
 
     fn vms(&self, _caller: &Caller) -> Result<Vec<VmView>, Rejection> {
@@ -241,13 +215,13 @@ impl Operations for Service {
 
     fn define_vm(&self, caller: &Caller, vm: NewVm) -> Result<VmView, Rejection> {
         let outcome = self.make_vm(&vm).map(|vm| self.view_vm(&vm));
-        self.audited(caller, "define_vm", &vm.name, &format!("{vm:?}"), outcome)
+        self.audited(caller, "define_vm", &vm.name, arguments_of_vm(&vm), outcome)
     }
 
     fn undefine_vm(&self, caller: &Caller, vm: &VmRef) -> Result<(), Rejection> {
         let vm = self.resolve(vm)?;
         let outcome = self.forget_vm(&vm);
-        self.audited(caller, "undefine_vm", &vm.name(), "", outcome)
+        self.audited(caller, "undefine_vm", &vm.name(), Value::Null, outcome)
     }
 
     fn request(
@@ -257,9 +231,9 @@ impl Operations for Service {
         operation: VmOperation,
     ) -> Result<Accepted, Rejection> {
         let vm = self.resolve(vm)?;
-        let (name, arguments) = (operation_name(&operation), format!("{operation:?}"));
+        let (name, arguments) = (operation.name(), operation.arguments());
         let outcome = self.run_operation(caller, &vm, operation);
-        self.audited(caller, name, &vm.name(), &arguments, outcome)
+        self.audited(caller, name, &vm.name(), arguments, outcome)
     }
 
     fn points(&self, _caller: &Caller, vm: &VmRef) -> Result<Vec<PointView>, Rejection> {
@@ -384,7 +358,7 @@ impl Operations for Service {
                 }
             }
         };
-        self.audited(caller, "cancel_job", &hex(&job.0), "", outcome)
+        self.audited(caller, "cancel_job", &hex(&job.0), Value::Null, outcome)
     }
 
     fn events(
@@ -420,24 +394,7 @@ impl Operations for Service {
     }
 
     fn audit(&self, _caller: &Caller, limit: usize) -> Result<Vec<AuditView>, Rejection> {
-        let rows = self
-            .inner
-            .ledger
-            .audit(limit)
-            .map_err(|error| not_read("the audit", &error))?;
-        Ok(rows
-            .into_iter()
-            .map(|row| AuditView {
-                id: row.number,
-                at: row.row.at,
-                caller: row.row.caller,
-                role: row.row.role,
-                operation: row.row.operation,
-                target: row.row.target,
-                arguments: row.row.arguments.to().unwrap_or_default(),
-                outcome: row.row.outcome,
-            })
-            .collect())
+        self.audit_rows(limit)
     }
 
     fn authorization_entries(
@@ -456,7 +413,7 @@ impl Operations for Service {
         entry: AuthorizationEntryView,
     ) -> Result<(), Rejection> {
         let target = entry.allowed_primary_host_system.to_string();
-        let arguments = format!("{entry:?}");
+        let arguments = arguments_of(&entry);
         let outcome = self.change_entries(|table| {
             table
                 .with_added(entry.clone())
@@ -467,7 +424,7 @@ impl Operations for Service {
             caller,
             "add_authorization_entry",
             &target,
-            &arguments,
+            arguments,
             outcome,
         )
     }
@@ -478,7 +435,7 @@ impl Operations for Service {
         entry: AuthorizationEntryView,
     ) -> Result<(), Rejection> {
         let target = entry.allowed_primary_host_system.to_string();
-        let arguments = format!("{entry:?}");
+        let arguments = arguments_of(&entry);
         let outcome = self.change_entries(|table| {
             table
                 .with_changed(entry.clone())
@@ -489,7 +446,7 @@ impl Operations for Service {
             caller,
             "modify_authorization_entry",
             &target,
-            &arguments,
+            arguments,
             outcome,
         )
     }
@@ -509,7 +466,13 @@ impl Operations for Service {
             Err(error) => Err(not_saved("the removal", &error)),
         };
         let target = allowed_primary_host_system;
-        self.audited(caller, "remove_authorization_entry", target, "", outcome)
+        self.audited(
+            caller,
+            "remove_authorization_entry",
+            target,
+            Value::Null,
+            outcome,
+        )
     }
 
     fn test_connection(
@@ -571,44 +534,6 @@ pub(crate) fn split_point(point: &str) -> Result<(String, u64), Rejection> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let port = port.parse().map_err(|_| wrong())?;
     Ok((host.to_owned(), port))
-}
-
-const fn role_name(role: AccessRole) -> &'static str {
-    match role {
-        AccessRole::Viewer => "viewer",
-        AccessRole::Operator => "operator",
-        AccessRole::Administrator => "administrator",
-    }
-}
-
-const fn operation_name(operation: &VmOperation) -> &'static str {
-    match operation {
-        VmOperation::StartVm => "start_vm",
-        VmOperation::StopVm { .. } => "stop_vm",
-        VmOperation::EnableReplication(_) => "create_replication_relationship",
-        VmOperation::StartReplication { .. } => "start_replication",
-        VmOperation::CancelInitialReplication => "cancel_initial_replication",
-        VmOperation::Suspend => "suspend",
-        VmOperation::Resume => "resume",
-        VmOperation::Resynchronize { .. } => "resynchronize",
-        VmOperation::CancelResynchronize => "cancel_resynchronize",
-        VmOperation::PreparePlannedFailover => "prepare_planned_failover",
-        VmOperation::CancelPlannedFailover { .. } => "cancel_planned_failover",
-        VmOperation::InitiateFailover { .. } => "initiate_failover",
-        VmOperation::RevertFailover => "revert_failover",
-        VmOperation::CommitFailover => "commit_failover",
-        VmOperation::NameSurvivor(_) => "name_survivor",
-        VmOperation::ReverseReplication(_) => "reverse_replication_relationship",
-        VmOperation::TestFailover { .. } => "test_replica_system",
-        VmOperation::EndTestFailover => "end_test_failover",
-        VmOperation::ModifySettings(_) => "modify_replication_settings",
-        VmOperation::RemoveReplication => "remove_replication_relationship",
-        VmOperation::ResetStatistics => "reset_replication_statistics",
-        VmOperation::MakePoint => "make_point",
-        VmOperation::RemovePoint { .. } => "remove_point",
-        VmOperation::VerifyPoint { .. } => "verify_point",
-        VmOperation::ReplicateNow => "replicate_now",
-    }
 }
 
 fn hex(bytes: &[u8]) -> String {

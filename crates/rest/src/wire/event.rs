@@ -2,6 +2,7 @@
 
 use lifeboat_service::api::{AuditView, EventView, Severity};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::Time;
@@ -40,8 +41,10 @@ pub struct AuditRecord {
     pub role: String,
     pub operation: String,
     pub target: String,
-    /// What was asked for in detail, for people.
-    pub arguments: String,
+    /// What was asked for in detail, as it is asked for in requests; left out where there is
+    /// nothing to say. In records of earlier versions it is a text for people.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub arguments: Value,
     pub outcome: String,
 }
 

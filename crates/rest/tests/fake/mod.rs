@@ -539,7 +539,7 @@ impl Operations for Fake {
             role: "administrator".to_owned(),
             operation: "initiate_failover".to_owned(),
             target: "web1".to_owned(),
-            arguments: "InitiateFailover { point: None }".to_owned(),
+            arguments: serde_json::json!({ "point": 7, "force": false }),
             outcome: "4096 job started".to_owned(),
         }])
     }

@@ -186,7 +186,8 @@ fn a_committed_failover_that_is_named_survivor_gets_the_other_host_s_disks() {
     world.expect_replica(At::Alpha);
     let audit = world.beta.service.audit(&admin(), 100).unwrap();
     let row = audit.iter().find(|row| row.operation == "name_survivor");
-    assert!(row.unwrap().arguments.contains("ThisHost"), "{row:?}");
+    let row = row.expect("who did it is noted");
+    assert_eq!(row.arguments["survivor"], "this_host", "{row:?}");
 }
 
 #[test]
