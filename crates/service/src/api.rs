@@ -415,7 +415,8 @@ pub struct StatisticsView {
     pub max_replication_latency: u32,
     pub network_failure_count: u32,
     pub replication_failure_count: u32,
-    pub pending_replication_size: u64,
+    /// Absent where changes may have been missed.
+    pub pending_replication_size: Option<u64>,
     pub application_consistent_snapshot_failure_count: u32,
     pub replication_health: ReplicationHealth,
     pub last_test_failover_time: Option<Timestamp>,

@@ -160,6 +160,16 @@ impl Service {
         }
     }
 
+    /// What waits to be sent. A replica sends nothing.
+    pub(crate) fn pending_bytes(&self, vm: &Vm) -> Option<u64> {
+        let relation = vm.core().relation.clone()?;
+        if relation.is_primary() {
+            self.loss_of(vm, &relation).bytes
+        } else {
+            Some(0)
+        }
+    }
+
     /// How long a start of the newest moment would take, on whichever host has the replica.
     pub(crate) fn start_of(&self, vm: &Vm) -> StartView {
         let core = vm.core();

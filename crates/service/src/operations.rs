@@ -285,7 +285,7 @@ impl Operations for Service {
             max_replication_latency: seconds(statistics.max_latency()),
             network_failure_count: statistics.network_failure_count(),
             replication_failure_count: statistics.replication_failure_count(),
-            pending_replication_size: self.inner.hypervisor.dirty_bytes(vm.id).unwrap_or(0),
+            pending_replication_size: self.pending_bytes(&vm),
             application_consistent_snapshot_failure_count: statistics
                 .application_consistent_failure_count(),
             replication_health: self.health_value(&vm),

@@ -84,8 +84,9 @@ pub struct Statistics {
     pub max_replication_latency: u32,
     pub network_failure_count: u32,
     pub replication_failure_count: u32,
-    /// In bytes.
-    pub pending_replication_size: u64,
+    /// In bytes; absent where changes may have been missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_replication_size: Option<u64>,
     pub application_consistent_snapshot_failure_count: u32,
     pub replication_health: u16,
     pub replication_health_text: String,

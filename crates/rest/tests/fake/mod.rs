@@ -477,7 +477,7 @@ impl Operations for Fake {
             max_replication_latency: 8,
             network_failure_count: 2,
             replication_failure_count: 0,
-            pending_replication_size: 1 << 20,
+            pending_replication_size: Some(1 << 20),
             application_consistent_snapshot_failure_count: 0,
             replication_health: ReplicationHealth::Ok,
             last_test_failover_time: None,

@@ -2,10 +2,11 @@
 
 use lifeboat_model::contract::ReplicationState;
 use lifeboat_model::settings::SettingsChange;
-use lifeboat_service::api::VmOperation;
+use lifeboat_service::api::{Operations as _, VmOperation, VmRef};
 
 use crate::gate::Death;
 use crate::reversal::{commit, expect_fenced, lose_alpha};
+use crate::site::admin;
 use crate::world::{At, World};
 
 /// Less than this travels where only what differs does; the disks have 1.5 MiB.
@@ -195,6 +196,13 @@ fn booted_at(seed: u64, second: u64, automatic: bool) -> World {
     world
 }
 
+/// What waits to be sent, as the statistics of a side have it.
+fn pending_bytes(world: &World, at: At) -> Option<u64> {
+    let vm = VmRef::Id(world.vm);
+    let statistics = world.site(at).service.statistics(&admin(), &vm);
+    statistics.unwrap().pending_replication_size
+}
+
 /// The lost maps are found, and nothing begins by itself, however often the VM is looked at.
 fn expect_waiting(world: &mut World) {
     let waits = |world: &World| {
@@ -202,6 +210,7 @@ fn expect_waiting(world: &mut World) {
         state == ReplicationState::WaitingToStartResynchronization
     };
     world.wait("the lost maps are found", waits);
+    assert_eq!(pending_bytes(world, At::Alpha), None);
     world.stays("nothing begins", waits);
 }
 
@@ -211,6 +220,10 @@ fn lost_maps_are_compared_by_themselves_in_the_hours_for_it() {
     let (copied, _) = world.traffic();
     world.replicate(At::Alpha);
     world.expect_replica(At::Beta);
+    assert_eq!(pending_bytes(&world, At::Alpha), Some(0));
+    assert_eq!(pending_bytes(&world, At::Beta), Some(0));
+    world.write(1);
+    assert!(pending_bytes(&world, At::Alpha) > Some(0));
     assert!(
         world.traffic().0 - copied < LITTLE,
         "nearly everything travelled"

@@ -183,10 +183,11 @@ fn audit_text(records: &[AuditRecord]) -> String {
 fn loss_text(loss: &Loss) -> String {
     let unknown = || "unknown".to_owned();
     let time = loss.seconds.map_or_else(unknown, duration);
-    let bytes = loss
-        .bytes
-        .map_or_else(unknown, |bytes| Bytes(bytes).to_string());
-    format!("{time} of changes, {bytes}")
+    format!("{time} of changes, {}", bytes_text(loss.bytes))
+}
+
+fn bytes_text(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unknown".to_owned(), |bytes| Bytes(bytes).to_string())
 }
 
 fn start_text(start: &Start) -> String {
@@ -277,7 +278,7 @@ fn statistics_text(statistics: &Statistics) -> String {
         ),
         (
             "waits to be sent",
-            Bytes(statistics.pending_replication_size).to_string(),
+            bytes_text(statistics.pending_replication_size),
         ),
         (
             "last test failover",
