@@ -7,6 +7,7 @@ use lifeboat_model::relationship::{
     CancelHow, Event, FailoverChoice, Operation, PrimaryGuest, Role, VmPower,
 };
 use lifeboat_model::{LineageId, Sequence};
+use lifeboat_store::{Store, StoreError, Verification, Verifier};
 use lifeboat_sys::host;
 
 use crate::api::{Accepted, Caller, Rejection, ReverseReplication, Urgency, VmOperation};
@@ -316,19 +317,8 @@ impl Service {
         self.refuse_unreplicated(vm)?;
         let job = JobType::ConsistencyChecker;
         self.run_as_job(caller, vm, job, move |_, vm| {
-            let held = vm.store();
-            let replica = held.as_ref().ok_or_else(|| {
-                let rejection = not_here();
-                (rejection.code, rejection.what)
-            })?;
-            let verified = match point {
-                Some(point) => replica.store.verify_point(point, &mut |_| {}),
-                None => replica.store.verify(&mut |_| {}),
-            };
-            let verified = verified.map_err(|error| {
-                let rejection = store_rejection("verify", &error);
-                (rejection.code, rejection.what)
-            })?;
+            let verified =
+                verify_in_parts(vm, point).map_err(|rejection| (rejection.code, rejection.what))?;
             match verified.findings.first() {
                 None => Ok(document(&verified)),
                 Some(finding) => Err((
@@ -343,6 +333,34 @@ impl Service {
             }
         })
     }
+}
+
+/// Verifies a recovery point, or the whole store. The store is let go while a part is read: what
+/// travels meanwhile is received and applied.
+fn verify_in_parts(vm: &VmArc, point: Option<Sequence>) -> Result<Verification, Rejection> {
+    let mut verifier = match point {
+        Some(point) => Verifier::of_point(point),
+        None => Verifier::of_everything(),
+    };
+    loop {
+        let unread = with_store(vm, |store| verifier.next(store))?;
+        let Some(unread) = unread else {
+            return with_store(vm, |store| verifier.finish(store));
+        };
+        let checked = unread
+            .read()
+            .map_err(|error| store_rejection("verify", &error))?;
+        with_store(vm, |store| verifier.take_in(store, checked))?;
+    }
+}
+
+fn with_store<T>(
+    vm: &VmArc,
+    ask: impl FnOnce(&Store) -> Result<T, StoreError>,
+) -> Result<T, Rejection> {
+    let held = vm.store();
+    let replica = held.as_ref().ok_or_else(not_here)?;
+    ask(&replica.store).map_err(|error| store_rejection("verify", &error))
 }
 
 pub(crate) fn random_lineage() -> Result<LineageId, Rejection> {

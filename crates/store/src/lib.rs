@@ -50,6 +50,7 @@ mod spool;
 mod status;
 mod store;
 mod summary;
+mod verifier;
 mod verify;
 
 pub use blob::Blob;
@@ -75,4 +76,5 @@ pub use reversal::{Adopted, Adoption, Reversal};
 pub use status::{AppliedDelta, DiskStatus, Pending, Point, PointDisk, Role, SetApart, Status};
 pub use store::{NewStore, Store};
 pub use summary::{Peek, Standing, Summary};
+pub use verifier::{Checked, Unread, Verifier};
 pub use verify::{Finding, Rescanned, Verification};

@@ -43,6 +43,8 @@ pub struct Gate {
     passing: RwLock<()>,
     /// While it is locked nothing is written to segments: nothing is applied.
     applying: Mutex<()>,
+    /// While it is locked no job reads from the disk.
+    jobs: Mutex<()>,
 }
 
 impl fmt::Debug for Gate {
@@ -65,6 +67,7 @@ impl Gate {
             spared: AtomicBool::new(false),
             passing: RwLock::new(()),
             applying: Mutex::new(()),
+            jobs: Mutex::new(()),
         })
     }
 
@@ -130,6 +133,11 @@ impl Gate {
     /// Nothing is applied until this is dropped.
     pub fn hold_applying(&self) -> MutexGuard<'_, ()> {
         self.applying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Jobs that have a thread of their own read nothing until this is dropped.
+    pub fn hold_jobs(&self) -> MutexGuard<'_, ()> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on there is no space left.
@@ -312,6 +320,9 @@ struct GatedFile {
 
 impl DiskFile for GatedFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if std::thread::current().name() == Some("job") {
+            drop(self.gate.hold_jobs());
+        }
         self.gate.look(|| self.inner.read_at(buffer, offset))
     }
 

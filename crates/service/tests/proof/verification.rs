@@ -1,14 +1,18 @@
-//! What follows a reversal that has relied on maps: everything is compared in the background.
+//! What is compared: everything in the background after a reversal that has relied on maps, and
+//! what a recovery point stands on when an operator asks for it.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use lifeboat_model::contract::ReplicationState;
-use lifeboat_service::api::VmOperation;
+use lifeboat_model::Sequence;
+use lifeboat_model::contract::{JobState, ReplicationState};
+use lifeboat_service::api::{Accepted, JobView, Operations as _, VmOperation};
 
 use crate::links::lock;
 use crate::reversal::{commit, expect_fenced, lose_alpha};
+use crate::site::admin;
 use crate::world::{At, World};
 
 /// Beta has taken over and alpha is its replica by the maps of both. The call is not heard until
@@ -113,6 +117,83 @@ fn a_difference_that_no_map_knows_of_is_found_and_mended() {
     assert_eq!(world.beta.state(world.vm).1, ReplicationState::Replicating);
     world.replicate(At::Beta);
     world.expect_replica(At::Alpha);
+}
+
+/// Verifies a recovery point at beta. Before the job reads anything, changes are received and
+/// applied there.
+fn verify_while_changes_come(world: &mut World, point: Option<Sequence>) -> JobView {
+    let gate = Arc::clone(&world.beta.gate);
+    let held = gate.hold_jobs();
+    let verify = VmOperation::VerifyPoint { point };
+    let Accepted::JobStarted(id) = world.ask(At::Beta, verify).unwrap() else {
+        panic!("a verification is a job");
+    };
+    for _ in 0..3 {
+        world.write(5);
+        world.replicate(At::Alpha);
+    }
+    let job = |world: &World| world.beta.service.job(&admin(), id).unwrap();
+    assert_eq!(job(world).job_state, JobState::Running);
+    drop(held);
+    world.wait("the verification ends", |world| {
+        job(world).job_state.is_final()
+    });
+    job(world)
+}
+
+#[test]
+fn changes_are_received_and_applied_while_a_point_is_verified() {
+    let mut world = World::replicated(75);
+    let point = world.make_point(At::Beta);
+    let then = world.shadow.clone();
+    world.write(40);
+    world.replicate(At::Alpha);
+    for verified in [Some(point), None] {
+        let job = verify_while_changes_come(&mut world, verified);
+        assert_eq!(job.job_state, JobState::Completed, "{job:?}");
+    }
+    world.expect_point(point, &then);
+
+    // A byte of what the point stands on changes by itself.
+    let segment = some_segment(world.beta.root()).expect("what was overwritten is kept");
+    let at = FIRST_DATA + first_not_zero(&std::fs::read(&segment).unwrap()[FIRST_DATA..]);
+    let file = OpenOptions::new().read(true).write(true).open(&segment);
+    let file = file.unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at as u64).unwrap();
+    for verified in [Some(point), None] {
+        let job = verify_while_changes_come(&mut world, verified);
+        assert_eq!(job.job_state, JobState::Exception, "{job:?}");
+        let path = segment.display().to_string();
+        assert!(job.error_description.contains(&path), "{job:?}");
+    }
+    world.expect_replica(At::Beta);
+}
+
+/// The first byte of guest data in a segment.
+const FIRST_DATA: usize = 128 << 10;
+
+fn first_not_zero(bytes: &[u8]) -> usize {
+    bytes.iter().position(|byte| *byte != 0).unwrap()
+}
+
+/// A segment below a folder that holds data.
+fn some_segment(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    entries.into_iter().find_map(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.is_symlink() {
+            return some_segment(&path);
+        }
+        let is_segment = path.parent().is_some_and(|folder| folder.ends_with("seg"))
+            && path.extension().is_some_and(|ending| ending != "idx");
+        let holds_data = || {
+            let bytes = std::fs::read(&path).unwrap();
+            bytes.iter().skip(FIRST_DATA).any(|byte| *byte != 0)
+        };
+        (is_segment && holds_data()).then_some(path)
+    })
 }
 
 /// The first file of that name below a folder, by path.
