@@ -124,7 +124,8 @@ pub enum VmOperation {
     VerifyPoint {
         point: Option<Sequence>,
     },
-    /// Sends what has changed now, without waiting for the next cycle.
+    /// Sends what has changed now, without waiting for the next cycle. The job ends when the
+    /// replica has it.
     ReplicateNow,
 }
 

@@ -7,16 +7,17 @@
 use std::time::Duration;
 
 use lifeboat_catalog::{Document, Job, JobId as RowId};
-use lifeboat_model::VmId;
 use lifeboat_model::contract::{JobState, JobType, ReturnCode};
 use lifeboat_model::relationship::{
     CriticalCause, Event, Primary, Record, ReplicaPhase, Role, SuspendedFrom,
 };
+use lifeboat_model::{Sequence, VmId};
 use lifeboat_sys::host;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{Accepted, Caller, JobId, JobView, Rejection};
 use crate::ledger::document;
+use crate::rejection::not_replicated;
 use crate::service::{Service, with_causes};
 use crate::vm::{Core, VmArc};
 
@@ -34,6 +35,10 @@ pub(crate) enum Goal {
     /// `asked`: the failover is committed, and the peer is being asked.
     Reverse {
         asked: bool,
+    },
+    /// The replica has this moment or a later one: what was changed before it was asked for.
+    Replicate {
+        moment: Sequence,
     },
     /// Work of one thread, without a record: it does not outlive a restart.
     Thread,
@@ -122,6 +127,7 @@ impl Goal {
                 Primary::ResyncRequired { .. } => Verdict::Terminated,
                 _ => Verdict::Done,
             },
+            Self::Replicate { moment } => moment_at_primary(moment, primary),
             // The role was swapped since: the failover was committed.
             Self::Commit => Verdict::Done,
             Self::FailOver | Self::Revert | Self::Thread => Verdict::Failed,
@@ -162,8 +168,31 @@ impl Goal {
             | Self::Resynchronize
             | Self::Prepare
             | Self::CancelPrepared
+            | Self::Replicate { .. }
             | Self::Thread => Verdict::Failed,
         }
+    }
+}
+
+/// Whether the replica has a moment, or will have it without anybody's further wish.
+fn moment_at_primary(moment: Sequence, primary: &Primary) -> Verdict {
+    let last = primary.last_receipt();
+    if last.is_some_and(|last| last.sequence >= moment) {
+        return Verdict::Done;
+    }
+    match primary {
+        // Nothing was changed since: the VM is off.
+        Primary::Prepared { .. } => Verdict::Done,
+        Primary::Replicating { .. }
+        | Primary::Preparing { .. }
+        | Primary::AskingToGoOn { .. }
+        | Primary::Copying(_)
+        | Primary::Resyncing(_)
+        | Primary::Critical { .. } => Verdict::Pending,
+        Primary::Ready { .. } | Primary::Suspended { .. } | Primary::ResyncSuspended(_) => {
+            Verdict::Terminated
+        }
+        Primary::ResyncRequired { .. } | Primary::Fenced { .. } => Verdict::Failed,
     }
 }
 
@@ -248,6 +277,53 @@ impl Service {
         Ok(Accepted::JobStarted(id))
     }
 
+    /// Begins a cycle as soon as nothing else is under way. The job ends when the replica has what
+    /// was changed until now; who asks again before a cycle has begun is given the same job.
+    pub(crate) fn replicate_now(&self, caller: &Caller, vm: &VmArc) -> Result<Accepted, Rejection> {
+        let record = vm
+            .core()
+            .relation()
+            .map(|relation| relation.record().clone());
+        let record = record.ok_or_else(not_replicated)?;
+        let Role::Primary(primary) = &record.role else {
+            return Err(Rejection {
+                code: ReturnCode::InvalidState,
+                what: "this host keeps the replica, and the other one sends".to_owned(),
+                remedy: "ask the host that runs the VM: use --host".to_owned(),
+            });
+        };
+        // Who waits for its next attempt makes it now, be it only to hear whether that is changed.
+        vm.core().facts.wanted = true;
+        self.set_alarm(vm);
+        let moment = record.drawn.next().unwrap_or(record.drawn);
+        let goal = Goal::Replicate { moment };
+        match goal.at_primary(primary) {
+            Verdict::Pending => {}
+            Verdict::Done => return Ok(Accepted::Completed),
+            Verdict::Terminated | Verdict::Failed | Verdict::Next(..) => {
+                return Err(Rejection {
+                    code: ReturnCode::InvalidState,
+                    what: format!("nothing is sent in this state: {}", record.state()),
+                    remedy: "`lifeboat health` says why, and what helps".to_owned(),
+                });
+            }
+        }
+        let known = vm.core().jobs.iter().find_map(|job| {
+            let is_same = job.goal == goal;
+            is_same.then(|| JobId(*job.row.id.as_bytes()))
+        });
+        if let Some(known) = known {
+            return Ok(Accepted::JobStarted(known));
+        }
+        let job = self.new_job(caller, vm.id, JobType::SendingDelta, goal)?;
+        let id = JobId(*job.row.id.as_bytes());
+        let mut core = vm.core();
+        core.jobs.push(job);
+        // It may have travelled while the job was saved.
+        self.update_jobs(vm, &mut core);
+        Ok(Accepted::JobStarted(id))
+    }
+
     /// Looks at every job of a VM; called whenever its record has changed.
     pub(crate) fn update_jobs(&self, vm: &VmArc, core: &mut Core) {
         let record = core.relation().map(|relation| relation.record().clone());
@@ -316,6 +392,17 @@ impl Service {
         if let Err(error) = self.inner.ledger.save_job(&job.row) {
             tracing::error!("save the end of a job: {}", with_causes(&error));
         }
+    }
+
+    /// Ends a job at its operator's wish. What it waits for goes on.
+    pub(crate) fn give_up_job(&self, vm: &VmArc, id: JobId) {
+        let mut core = vm.core();
+        if let Some(at) = position(&core, id) {
+            let job = core.jobs.remove(at);
+            self.end_job(job, &Verdict::Terminated, None);
+        }
+        drop(core);
+        vm.tell_changed();
     }
 
     /// Runs work in a thread of its own as a job.
@@ -446,7 +533,9 @@ fn position(core: &Core, id: JobId) -> Option<usize> {
 
 const fn is_cancellable(goal: Goal) -> bool {
     match goal {
-        Goal::InitialReplication | Goal::Resynchronize | Goal::Prepare => true,
+        Goal::InitialReplication | Goal::Resynchronize | Goal::Prepare | Goal::Replicate { .. } => {
+            true
+        }
         Goal::CancelPrepared
         | Goal::FailOver
         | Goal::Revert

@@ -335,6 +335,10 @@ impl Operations for Service {
                 what: "the job does not run".to_owned(),
                 remedy: "see `lifeboat job show`".to_owned(),
             }),
+            Some((vm, Goal::Replicate { .. })) => {
+                self.give_up_job(&vm, job);
+                Ok(())
+            }
             Some((vm, goal)) => {
                 let event = match goal {
                     Goal::InitialReplication => Some(Event::CancelInitial),
@@ -347,6 +351,7 @@ impl Operations for Service {
                     | Goal::Revert
                     | Goal::Commit
                     | Goal::Reverse { .. }
+                    | Goal::Replicate { .. }
                     | Goal::Thread => None,
                 };
                 match event {

@@ -117,12 +117,7 @@ impl Service {
             VmOperation::MakePoint => self.make_point(vm),
             VmOperation::RemovePoint { point } => self.remove_point(vm, point),
             VmOperation::VerifyPoint { point } => self.verify(caller, vm, point),
-            VmOperation::ReplicateNow => {
-                self.refuse_unreplicated(vm)?;
-                vm.core().facts.wanted = true;
-                self.set_alarm(vm);
-                Ok(Accepted::Completed)
-            }
+            VmOperation::ReplicateNow => self.replicate_now(caller, vm),
         }
     }
 

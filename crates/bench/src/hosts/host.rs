@@ -233,6 +233,13 @@ impl Host {
             .with_context(|| format!("at {}; its log ends with: {}", self.name, self.last_lines()))
     }
 
+    /// Asks for a cycle, and does not wait for it.
+    pub fn ask_for_cycle(&self, vm: &str) -> Result<()> {
+        let now = VmRequest::ReplicateNow;
+        self.ask("ask for a cycle", |client| client.request(vm, &now))?;
+        Ok(())
+    }
+
     /// The last moment that the replica has for certain; 0 when there is none.
     pub fn last_moment(&self, vm: &str) -> Result<u64> {
         let found = self.ask("show a relationship", |client| client.relationships(vm))?;

@@ -164,7 +164,7 @@ impl Hosts {
     pub fn cycle(&mut self, vm: &str) -> Result<Duration> {
         let known = self.alpha.last_moment(vm)?;
         let watch = Stopwatch::start();
-        self.alpha.operate(vm, &VmRequest::ReplicateNow)?;
+        self.alpha.ask_for_cycle(vm)?;
         self.alpha.wait("a newer moment at the replica", |host| {
             Ok((host.last_moment(vm)? > known).then_some(()))
         })?;

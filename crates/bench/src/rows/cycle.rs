@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lifeboat_nbd::Client as NbdClient;
-use lifeboat_rest::client::VmRequest;
 
 use super::{GIB, MIB, Setting};
 use crate::guest::Guest;
@@ -154,7 +153,7 @@ fn idle_cycles(hosts: &mut Hosts, costs: &mut Costs) -> Result<()> {
     let known = hosts.alpha.last_moment(VM)?;
     let (cpu, bytes) = (hosts.cpu()?, hosts.bytes());
     for _ in 0..IDLE_CYCLES {
-        hosts.alpha.operate(VM, &VmRequest::ReplicateNow)?;
+        hosts.alpha.ask_for_cycle(VM)?;
         std::thread::sleep(IDLE_REST);
     }
     let (cpu, bytes) = (hosts.cpu()? - cpu, hosts.bytes() - bytes);
@@ -195,7 +194,7 @@ fn busy_cycle(
     setting.place.sync()?;
     let known = hosts.alpha.last_moment(VM)?;
     let (cpu, bytes) = (hosts.cpu()?, hosts.bytes());
-    hosts.alpha.operate(VM, &VmRequest::ReplicateNow)?;
+    hosts.alpha.ask_for_cycle(VM)?;
     std::thread::sleep(BUSY_REST);
     hosts.alpha.wait("the moment at the replica", |host| {
         Ok((host.last_moment(VM)? > known).then_some(()))

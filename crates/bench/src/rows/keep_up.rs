@@ -163,7 +163,7 @@ fn one_delta(
     hosts::write(&hosts.alpha.disk(VM)?, guest, &changes)?;
     setting.place.sync()?;
     let known = hosts.alpha.last_moment(VM)?;
-    hosts.alpha.operate(VM, &VmRequest::ReplicateNow)?;
+    hosts.alpha.ask_for_cycle(VM)?;
     hosts.alpha.wait("a delta on its way", |host| {
         let activity = host.activity(VM)?;
         Ok(activity.filter(|(what, _)| what == "sending").map(|_| ()))

@@ -345,7 +345,8 @@ impl Drill {
     ) -> Result<(History, std::time::Duration), Failure> {
         guest.hold(|guest| guest.burst(BURST))?;
         let now = VmRequest::ReplicateNow;
-        self.host(site).request(VM, "replicate now", &now)?;
+        self.host(site)
+            .ask("replicate now", |client| client.request(VM, &now))?;
         let doing = self.host(site).wait("a cycle under way", |host| {
             let relationship = host.relationship(VM)?;
             let activity = relationship.and_then(|one| one.activity);
@@ -502,7 +503,7 @@ impl Drill {
         for _ in 0..2 {
             let now = VmRequest::ReplicateNow;
             let host = self.host(site);
-            host.request(VM, "replicate now", &now)?;
+            host.ask("replicate now", |client| client.request(VM, &now))?;
             known = host.wait("a newer moment at the replica", |host| {
                 let last = last_moment(host)?;
                 Ok(if last > known {

@@ -148,7 +148,8 @@ pub(super) async fn reverse(
     vm.request(reverse.into()).await
 }
 
-/// Sends what has changed now, without waiting for the next cycle.
+/// Sends what has changed now, without waiting for the next cycle. The job ends when the replica
+/// has it.
 #[utoipa::path(
     post,
     path = "/v1/vms/{vm}/replication/now",

@@ -1,11 +1,12 @@
 //! What operators do, each ending with every byte compared.
 
-use lifeboat_model::contract::{InitialReplicationType, ReplicationState, ReturnCode};
+use lifeboat_model::contract::{InitialReplicationType, JobState, ReplicationState, ReturnCode};
 use lifeboat_model::settings::SettingsChange;
 use lifeboat_model::{UncheckedBandwidthLimit, UncheckedBandwidthWindow};
 use lifeboat_peer::testing::Fault;
-use lifeboat_service::api::{Operations as _, Urgency, VmOperation, VmRef};
+use lifeboat_service::api::{Accepted, Operations as _, Urgency, VmOperation, VmRef};
 
+use crate::links::lock;
 use crate::site::admin;
 use crate::world::{At, Primary, Replica, World, expect_same};
 
@@ -158,6 +159,61 @@ fn a_host_sends_as_fast_as_its_window_of_the_day_lets_it() {
         world.replicate(At::Alpha);
         world.expect_replica(At::Beta);
     }
+}
+
+#[test]
+fn a_wish_for_a_cycle_ends_when_the_replica_has_what_had_changed() {
+    let mut world = World::replicated(17);
+    lock(&world.hosts.unheard).insert("put_delta");
+    world.write(3);
+    let wanted = world.shadow.clone();
+    let Accepted::JobStarted(id) = world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap() else {
+        panic!("a wish for a cycle is a job");
+    };
+    let state = move |world: &World| world.alpha.service.job(&admin(), id).unwrap().job_state;
+    world.stays("it is not there yet", |world| {
+        state(world) == JobState::Running
+    });
+    // A restart of the daemon does not end it.
+    world.alpha.restart();
+    world.start(At::Alpha);
+    world.stays("it is not there yet", |world| {
+        state(world) == JobState::Running
+    });
+    lock(&world.hosts.unheard).clear();
+    world.wait("the wish ends", |world| state(world).is_final());
+    assert_eq!(state(&world), JobState::Completed);
+    world.wait("it is applied", |world| world.beta.backlog(world.vm) == 0);
+    expect_same(&world.test(At::Beta), &wanted);
+}
+
+#[test]
+fn a_wish_for_a_cycle_is_refused_where_nothing_is_sent_and_ends_with_a_pause() {
+    let mut world = World::replicated(18);
+    let rejected = |world: &World, at| {
+        let rejection = world.ask(at, VmOperation::ReplicateNow).unwrap_err();
+        assert_eq!(rejection.code, ReturnCode::InvalidState, "{rejection}");
+    };
+    rejected(&world, At::Beta);
+    lock(&world.hosts.unheard).insert("put_delta");
+    let Accepted::JobStarted(id) = world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap() else {
+        panic!("a wish for a cycle is a job");
+    };
+    world.ask(At::Alpha, VmOperation::Suspend).unwrap();
+    let job = world.alpha.service.job(&admin(), id).unwrap();
+    assert_eq!(job.job_state, JobState::Terminated, "{job:?}");
+    rejected(&world, At::Alpha);
+    world.ask(At::Alpha, VmOperation::Resume).unwrap();
+    // Nobody has to wait for a peer that takes nothing.
+    let Accepted::JobStarted(id) = world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap() else {
+        panic!("a wish for a cycle is a job");
+    };
+    world.alpha.service.cancel_job(&admin(), id).unwrap();
+    let job = world.alpha.service.job(&admin(), id).unwrap();
+    assert_eq!(job.job_state, JobState::Terminated, "{job:?}");
+    lock(&world.hosts.unheard).clear();
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
 }
 
 #[test]

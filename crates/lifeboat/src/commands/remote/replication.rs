@@ -43,7 +43,8 @@ pub enum ReplicationCommand {
     /// Change settings; without options, show them
     Settings(Box<ModifyArgs>),
 
-    /// Send what has changed now, without waiting for the next cycle
+    /// Send what has changed now, without waiting for the next cycle, and wait until the replica
+    /// has it
     Now(VmJobArgs),
 }
 
@@ -246,7 +247,7 @@ impl ReplicationCommand {
                 &args.vm,
                 &VmRequest::ReplicateNow,
                 args.wait,
-                "a cycle begins as soon as nothing else is under way",
+                "the replica has what had changed",
             ),
         }
     }
