@@ -113,6 +113,13 @@ impl Catalog {
         result
     }
 
+    /// Whether no more changes are taken since one has failed.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.state == WriterState::Stopped
+    }
+
     /// Runs `with` on a connection that changes nothing.
     pub(crate) fn with_reader<T>(
         &self,

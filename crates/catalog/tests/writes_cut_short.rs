@@ -139,6 +139,7 @@ fn a_write_that_fails_stops_changes_and_loses_nothing() {
         assert!(matches!(error, CatalogError::Io { .. }), "{error:?}");
         let error = change_once(&catalog, version).unwrap_err();
         assert!(matches!(error, CatalogError::Stopped), "{error:?}");
+        assert!(catalog.is_stopped());
         assert_eq!(record_version(&catalog), version, "reads go on");
         return;
     }

@@ -53,8 +53,11 @@ pub struct Facts<'a> {
     pub last_exchange: Option<Timestamp>,
     /// Why nothing can be sent at present, for people; absent when it can.
     pub cannot_send: Option<String>,
+    /// Why a failover, its end or a reversal does not come to its end, for people.
+    pub unfinished: Option<String>,
     /// Why the state is critical or a resynchronization is needed, for people.
     pub cause: Option<String>,
+    pub catalog: Catalog,
     pub verification: Verification,
     /// Of the file system that holds the disks or the replica; absent when it cannot be told.
     pub space: Option<Space>,
@@ -64,6 +67,14 @@ pub struct Facts<'a> {
     /// When this host's certificate expires; absent when it has none.
     pub certificate_expires: Option<Timestamp>,
     pub backlog: Option<Backlog>,
+}
+
+/// Whether the host can remember what happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Catalog {
+    Usable,
+    /// A write to its catalog failed, and it takes no more.
+    Stopped,
 }
 
 /// Whether the copy was proved equal since the roles were last swapped.
@@ -111,10 +122,12 @@ pub enum HealthReason {
     PausedOnPrimary,
     PausedOnReplica,
     CannotSend { cause: String },
+    OperationUnfinished { cause: String },
     ResynchronizationRequired { cause: String },
     ResynchronizationRunning,
     ReplicationError { cause: String },
     StateUnknown,
+    CatalogStopped,
     Unverified,
     SpaceLow { free: u64, total: u64 },
     SpaceCritical { free: u64, total: u64 },
@@ -145,9 +158,11 @@ impl HealthReason {
             | Self::BacklogTooLong { .. } => ReplicationHealth::Warning,
             Self::PausedOnReplica
             | Self::CannotSend { .. }
+            | Self::OperationUnfinished { .. }
             | Self::ResynchronizationRequired { .. }
             | Self::ReplicationError { .. }
             | Self::StateUnknown
+            | Self::CatalogStopped
             | Self::SpaceCritical { .. }
             | Self::ReserveMissing { .. }
             | Self::CertificateExpired { .. } => ReplicationHealth::Critical,
@@ -167,10 +182,12 @@ impl HealthReason {
             Self::PausedOnPrimary => "paused_on_primary",
             Self::PausedOnReplica => "paused_on_replica",
             Self::CannotSend { .. } => "cannot_send",
+            Self::OperationUnfinished { .. } => "operation_unfinished",
             Self::ResynchronizationRequired { .. } => "resynchronization_required",
             Self::ResynchronizationRunning => "resynchronization_running",
             Self::ReplicationError { .. } => "replication_error",
             Self::StateUnknown => "state_unknown",
+            Self::CatalogStopped => "catalog_stopped",
             Self::Unverified => "unverified",
             Self::SpaceLow { .. } => "space_low",
             Self::SpaceCritical { .. } => "space_critical",
@@ -211,6 +228,9 @@ impl HealthReason {
             Self::CannotSend { .. } => {
                 "Mend what is named. Sending is tried again by itself; resume the replication to try at once."
             }
+            Self::OperationUnfinished { .. } => {
+                "Do what is named. It is tried again by itself, and nothing is lost meanwhile."
+            }
             Self::ResynchronizationRequired { .. } => {
                 "Resynchronize now or at a time of little load, or allow automatic resynchronization in a window."
             }
@@ -220,6 +240,9 @@ impl HealthReason {
             Self::ReplicationError { .. } => "Mend what is named, then resume the replication.",
             Self::StateUnknown => {
                 "See whether the service runs and can read the folder of the replica."
+            }
+            Self::CatalogStopped => {
+                "Look at the disk that holds the catalog, then restart the service on this host. Guests whose disks the service itself serves stop with it."
             }
             Self::Unverified => {
                 "Wait until both sides are compared. If it does not end, start a resynchronization."
@@ -272,12 +295,18 @@ impl fmt::Display for HealthReason {
             Self::PausedOnPrimary => f.write_str("replication is paused on the primary"),
             Self::PausedOnReplica => f.write_str("replication is paused on the replica"),
             Self::CannotSend { cause } => write!(f, "changes cannot be sent: {cause}"),
+            Self::OperationUnfinished { cause } => {
+                write!(f, "what was begun does not come to its end: {cause}")
+            }
             Self::ResynchronizationRequired { cause } => {
                 write!(f, "a resynchronization is required: {cause}")
             }
             Self::ResynchronizationRunning => f.write_str("a resynchronization is running"),
             Self::ReplicationError { cause } => write!(f, "replication has stopped: {cause}"),
             Self::StateUnknown => f.write_str("the state of the replication cannot be told"),
+            Self::CatalogStopped => f.write_str(
+                "nothing is sent, received or changed here: a write to this host's catalog failed",
+            ),
             Self::Unverified => {
                 f.write_str("the roles were swapped and the replica is not verified yet")
             }
@@ -468,6 +497,15 @@ fn of_host(facts: &Facts<'_>) -> Vec<HealthReason> {
         reasons.push(HealthReason::CannotSend {
             cause: cause.clone(),
         });
+    }
+    if let Some(cause) = &facts.unfinished {
+        reasons.push(HealthReason::OperationUnfinished {
+            cause: cause.clone(),
+        });
+    }
+    match facts.catalog {
+        Catalog::Usable => {}
+        Catalog::Stopped => reasons.push(HealthReason::CatalogStopped),
     }
     match facts.verification {
         Verification::Verified => {}

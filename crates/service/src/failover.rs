@@ -23,6 +23,10 @@ use crate::vm::{Vm, VmArc};
 pub(crate) enum FailoverTrouble {
     #[error("the replica's store is not open; see `lifeboat health`")]
     NoStore,
+    #[error(
+        "the store has failed half way, and is opened again when no guest runs on its disks: stop the VM"
+    )]
+    GuestOnDisks,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("give the VM its disks")]
@@ -56,6 +60,7 @@ impl Service {
         point: Option<Sequence>,
         lineage: LineageId,
     ) -> Result<lifeboat_model::Lineage, FailoverTrouble> {
+        self.mend_store(vm)?;
         let mut held = vm.store();
         let replica = held.as_mut().ok_or(FailoverTrouble::NoStore)?;
         let started = match replica.store.started_failover() {
@@ -113,6 +118,7 @@ impl Service {
     }
 
     fn run_revert(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        self.mend_store(vm)?;
         let mut held = vm.store();
         let replica = held.as_mut().ok_or(FailoverTrouble::NoStore)?;
         self.take_disks_away(vm, replica)?;
@@ -125,12 +131,43 @@ impl Service {
 
     /// The VM, which is off, lets go of its disks.
     fn take_disks_away(&self, vm: &Vm, replica: &mut ReplicaStore) -> Result<(), FailoverTrouble> {
-        match self.inner.hypervisor.undefine(vm.id) {
-            Ok(()) | Err(lifeboat_hypervisor::HypervisorError::Unknown { .. }) => {}
-            Err(source) => return Err(source.into()),
-        }
+        self.forget_disks(vm)?;
         replica.failover_disks.clear();
         Ok(())
+    }
+
+    fn forget_disks(&self, vm: &Vm) -> Result<(), FailoverTrouble> {
+        match self.inner.hypervisor.undefine(vm.id) {
+            Ok(()) | Err(lifeboat_hypervisor::HypervisorError::Unknown { .. }) => Ok(()),
+            Err(source) => Err(source.into()),
+        }
+    }
+
+    fn runs(&self, vm: &Vm) -> bool {
+        let power = self.inner.hypervisor.power_state(vm.id);
+        matches!(power, Ok(PowerState::Running))
+    }
+
+    /// Opens a store again that has failed half way, or that could not be opened before. The VM,
+    /// which must be off, gets the disks of its failover from it.
+    pub(crate) fn mend_store(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
+        vm.give_up_broken_store();
+        let is_whole = {
+            let held = vm.store();
+            held.as_ref()
+                .is_some_and(|replica| !replica.store.has_failed())
+        };
+        if is_whole {
+            return Ok(());
+        }
+        if self.runs(vm) {
+            return Err(FailoverTrouble::GuestOnDisks);
+        }
+        self.forget_disks(vm)?;
+        self.open_again(vm)?;
+        let mut held = vm.store();
+        let replica = held.as_mut().ok_or(FailoverTrouble::NoStore)?;
+        self.give_failover_disks(vm, replica)
     }
 
     pub(crate) fn commit_store(&self, vm: &VmArc) {
@@ -139,16 +176,18 @@ impl Service {
             return;
         }
         vm.meter.begin("committing the failover", 0);
-        let mut outcome = self.run_commit(vm);
+        let run = || self.mend_store(vm).and_then(|()| self.run_commit(vm));
+        let mut outcome = run();
+        // A store that cannot be opened may be past the point of no return, too.
         let is_begun = vm
             .store()
             .as_ref()
-            .is_some_and(|replica| replica.store.started_failover().is_none());
+            .is_none_or(|replica| replica.store.started_failover().is_none());
         if let (Err(trouble), true) = (&outcome, is_begun) {
             // Past the point of no return: opening the store completes it. What fails again is
             // tried again when it is due.
             tracing::warn!(vm = %vm.id, "commit the failover: {}", with_causes(trouble));
-            outcome = self.open_again(vm).and_then(|()| self.run_commit(vm));
+            outcome = run();
         }
         vm.meter.end();
         match outcome {
@@ -167,10 +206,7 @@ impl Service {
     }
 
     fn run_commit(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
-        let running = matches!(
-            self.inner.hypervisor.power_state(vm.id),
-            Ok(PowerState::Running)
-        );
+        let running = self.runs(vm);
         let is_committed = vm
             .store()
             .as_ref()
@@ -287,7 +323,10 @@ impl Service {
             .and_then(|relation| relation.storage.clone())
             .ok_or(FailoverTrouble::NoStore)?;
         *vm.store() = None;
-        Ok(self.open_store(vm, &folder)?)
+        vm.core().facts.store_failed = true;
+        self.open_store(vm, &folder)?;
+        vm.core().facts.store_failed = false;
+        Ok(())
     }
 
     fn empty_trash(&self, vm: &Vm) {
@@ -304,6 +343,7 @@ impl Service {
         let code = match trouble {
             FailoverTrouble::Store(error) => store_code(error),
             FailoverTrouble::NoStore => ReturnCode::NotAvailable,
+            FailoverTrouble::GuestOnDisks => ReturnCode::InvalidState,
             FailoverTrouble::Disks { .. } => ReturnCode::Failed,
         };
         let what = format!("{doing}: {}", with_causes(trouble));

@@ -5,8 +5,12 @@ use std::time::Duration;
 use lifeboat_hypervisor::Tracking;
 use lifeboat_model::Timestamp;
 use lifeboat_model::contract::{ReplicationHealth, ReplicationMode, ReplicationState};
-use lifeboat_model::health::{self, Backlog, Direction, Facts, Reserve, Space, Verification};
-use lifeboat_model::relationship::{CriticalCause, Primary, Report, ResyncCause, Role, VmPower};
+use lifeboat_model::health::{
+    self, Backlog, Catalog, Direction, Facts, Reserve, Space, Verification,
+};
+use lifeboat_model::relationship::{
+    CriticalCause, Primary, ReplicaPhase, Report, ResyncCause, Role, VmPower,
+};
 
 use crate::api::{HealthReason, HealthView, LossView, Severity, StartView};
 use crate::relation::Relation;
@@ -79,7 +83,13 @@ impl Service {
             statistics: &statistics,
             last_exchange: relation.saved.last.replicated_at,
             cannot_send: cannot_send(relation, trouble.as_ref()),
+            unfinished: unfinished(relation, trouble.as_ref()),
             cause: cause_of(relation, trouble.as_ref()),
+            catalog: if self.inner.ledger.is_stopped() {
+                Catalog::Stopped
+            } else {
+                Catalog::Usable
+            },
             verification: verification_of(relation, status.as_ref()),
             space: status.as_ref().map(|status| Space {
                 free: status.available_bytes,
@@ -242,6 +252,29 @@ fn cannot_send(relation: &Relation, trouble: Option<&Trouble>) -> Option<String>
     };
     trouble
         .filter(|_| is_sending)
+        .map(|trouble| trouble.what.clone())
+}
+
+/// Why a failover, its end or a reversal under way does not come to its end.
+fn unfinished(relation: &Relation, trouble: Option<&Trouble>) -> Option<String> {
+    let is_under_way = match &relation.record().role {
+        Role::Replica(replica) => match replica.phase {
+            ReplicaPhase::FailingOver(_)
+            | ReplicaPhase::Reverting { .. }
+            | ReplicaPhase::Committing { .. }
+            | ReplicaPhase::Reversing { .. } => true,
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Replicating
+            | ReplicaPhase::Suspended
+            | ReplicaPhase::Critical(_)
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailedOver { .. }
+            | ReplicaPhase::Committed { .. } => false,
+        },
+        Role::Primary(_) => false,
+    };
+    trouble
+        .filter(|_| is_under_way)
         .map(|trouble| trouble.what.clone())
 }
 

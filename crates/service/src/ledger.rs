@@ -52,6 +52,11 @@ impl Ledger {
         &self.catalog
     }
 
+    /// Whether nothing can be remembered any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.catalog.is_stopped()
+    }
+
     pub(crate) fn add_vm(&self, row: &VmRow) -> Result<(), CatalogError> {
         self.catalog.change(|change| change.vm_add(row))
     }

@@ -584,6 +584,9 @@ impl Service {
             | ReplicaPhase::Resyncing
             | ReplicaPhase::FailingOver(_) => {}
         }
+        // A removal that failed half way has left the store so.
+        self.mend_store(vm)
+            .map_err(|error| failed(with_causes(&error)))?;
         {
             let mut held = vm.store();
             let Some(replica) = held.as_mut() else {

@@ -97,14 +97,17 @@ impl Service {
                 | ReplicaPhase::Reversing { .. } => return,
             }
             if !self.open_if_failed(vm) {
+                self.tell(vm, Event::ApplyFailed(ApplyTrouble::Io));
                 return;
             }
-            match self.apply_one(vm) {
+            let applied = self.apply_one(vm);
+            let applied = match applied {
+                Ok(false) => self.make_planned_point(vm).map(|()| false),
+                Ok(true) | Err(_) => applied,
+            };
+            match applied {
                 Ok(true) => {}
                 Ok(false) => {
-                    if let Err(error) = self.make_planned_point(vm) {
-                        tracing::warn!(vm = %vm.id, "make the point of a planned failover: {}", with_causes(&error));
-                    }
                     if let ReplicaPhase::Critical(_) = phase {
                         self.tell(vm, Event::ApplyMended);
                     }
@@ -268,24 +271,41 @@ impl Service {
         if let StoreError::Refused(_) = error {
             return;
         }
+        if self.give_up_store(vm) {
+            self.open_if_failed(vm);
+        }
+    }
+
+    /// Closes a store that failed. Readers keep it from being opened again; it goes on as it is
+    /// while there are any.
+    fn give_up_store(&self, vm: &Vm) -> bool {
         let mut held = vm.store();
         let in_use = held.as_ref().is_some_and(|replica| {
             !replica.failover_disks.is_empty() || replica.test_pin.is_some()
         });
         if in_use {
-            // Readers keep the store from being opened again; it goes on as it is.
-            return;
+            return false;
         }
         *held = None;
         drop(held);
         vm.core().facts.store_failed = true;
-        self.open_if_failed(vm);
+        true
     }
 
     /// Opens a store that failed and could not be opened then: its disk was full, or is mended
     /// now. Answers whether the store is open.
     pub(crate) fn open_if_failed(&self, vm: &Vm) -> bool {
         vm.give_up_broken_store();
+        let must_be_opened = {
+            let held = vm.store();
+            held.as_ref()
+                .is_some_and(|replica| replica.store.has_failed())
+        };
+        if must_be_opened && !self.give_up_store(vm) {
+            let what = "the replica's store has failed half way, and is opened again when nothing reads it: end the test failover, or stop the VM";
+            self.note_trouble(vm, ReturnCode::InUse, what.to_owned());
+            return false;
+        }
         let (folder, has_failed) = {
             let core = vm.core();
             let relation = core.relation();

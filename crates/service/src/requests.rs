@@ -29,6 +29,17 @@ impl Service {
         vm: &VmArc,
         operation: VmOperation,
     ) -> Result<Accepted, Rejection> {
+        let needs_store = matches!(
+            operation,
+            VmOperation::TestFailover { .. }
+                | VmOperation::MakePoint
+                | VmOperation::RemovePoint { .. }
+                | VmOperation::VerifyPoint { .. }
+        );
+        if needs_store {
+            // One that has failed half way is opened again; if it cannot be, the operation says so.
+            self.open_if_failed(vm);
+        }
         match operation {
             VmOperation::StartVm => self.start_vm(vm),
             VmOperation::StopVm { how } => self.stop_vm(vm, how),

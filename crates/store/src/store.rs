@@ -142,6 +142,12 @@ impl Store {
         outcome
     }
 
+    /// Whether a change failed half way: the store takes no more until it is opened again.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.broken
+    }
+
     /// The lineage that the store follows, or has begun.
     #[must_use]
     pub fn lineage(&self) -> Lineage {

@@ -28,7 +28,9 @@ fn well(statistics: &ReplicationStatistics) -> Facts<'_> {
         statistics,
         last_exchange: Some(at(NOON - 60)),
         cannot_send: None,
+        unfinished: None,
         cause: None,
+        catalog: Catalog::Usable,
         verification: Verification::Verified,
         space: Some(Space {
             free: 50,
@@ -335,6 +337,22 @@ fn trouble_of_the_host_is_named_with_its_measure() {
                 ..well()
             },
             HealthReason::CertificateExpired { at: at(NOON) },
+        ),
+        (
+            Facts {
+                unfinished: Some("the store cannot be opened".to_owned()),
+                ..well()
+            },
+            HealthReason::OperationUnfinished {
+                cause: "the store cannot be opened".to_owned(),
+            },
+        ),
+        (
+            Facts {
+                catalog: Catalog::Stopped,
+                ..well()
+            },
+            HealthReason::CatalogStopped,
         ),
         (
             Facts {

@@ -20,6 +20,8 @@ pub struct Health {
 /// One reason for the health being what it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HealthReason {
+    /// A word for what is the case, such as `space_low`; it stays the same while texts may change.
+    pub kind: String,
     pub replication_health: u16,
     pub replication_health_text: String,
     pub what: String,
@@ -110,6 +112,7 @@ impl From<HealthView> for Health {
 impl From<api::HealthReason> for HealthReason {
     fn from(reason: api::HealthReason) -> Self {
         Self {
+            kind: reason.kind.to_owned(),
             replication_health: reason.health.number(),
             replication_health_text: reason.health.to_string(),
             what: reason.what,

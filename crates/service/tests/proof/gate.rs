@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use lifeboat_catalog::Catalog;
 use lifeboat_sys::disk::{Access, Cloned, DiskFile, DiskPort, Entry, EntryKind};
 
+/// The device failed.
+const EIO: i32 = 5;
+
 /// Where a host dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Death {
@@ -34,6 +37,8 @@ pub struct Gate {
     buried: OnceLock<()>,
     calls: AtomicU64,
     full: AtomicBool,
+    /// Files whose writes fail: those whose path has this in it.
+    failing: Mutex<Option<&'static str>>,
     /// The call at which a thread panics, once.
     panics_at: AtomicU64,
     /// Held while the host dies: whoever lifts its death knows afterwards whether it has died.
@@ -62,6 +67,7 @@ impl Gate {
             buried: OnceLock::new(),
             calls: AtomicU64::new(0),
             full: AtomicBool::new(false),
+            failing: Mutex::new(None),
             panics_at: AtomicU64::new(u64::MAX),
             death: Mutex::new(None),
             spared: AtomicBool::new(false),
@@ -143,6 +149,16 @@ impl Gate {
     /// From now on there is no space left.
     pub fn fill_disk(&self) {
         self.full.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on the device fails where files are written whose path has this in it; none
+    /// with nothing.
+    pub fn fail_writes_to(&self, part: Option<&'static str>) {
+        *self.failing() = part;
+    }
+
+    fn failing(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// There is space again.
@@ -253,6 +269,7 @@ impl GatedDisk {
         Arc::new(GatedFile {
             inner,
             is_segment,
+            path: path.to_owned(),
             gate: Arc::clone(&self.gate),
         })
     }
@@ -315,6 +332,7 @@ impl DiskPort for GatedDisk {
 struct GatedFile {
     inner: Arc<dyn DiskFile>,
     is_segment: bool,
+    path: PathBuf,
     gate: Arc<Gate>,
 }
 
@@ -329,6 +347,10 @@ impl DiskFile for GatedFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if self.is_segment {
             drop(self.gate.hold_applying());
+        }
+        let failing = *self.gate.failing();
+        if failing.is_some_and(|part| self.path.to_string_lossy().contains(part)) {
+            return Err(io::Error::from_raw_os_error(EIO));
         }
         self.gate.space(|| self.inner.write_at(bytes, offset))
     }

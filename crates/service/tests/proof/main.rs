@@ -4,6 +4,7 @@
 
 mod crashes;
 mod deaths;
+mod failed_store;
 mod faults;
 mod flows;
 mod gate;

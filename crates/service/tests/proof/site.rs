@@ -201,7 +201,8 @@ impl Site {
         };
         let (gate, service) = born.live(self.life);
         let dead = std::mem::replace(&mut self.service, service);
-        // Its threads end by themselves; nothing of it may be put in order.
+        // Nothing of it may be put in order: its threads end at their next call, and what it
+        // had open stays open.
         std::mem::forget(dead);
         self.gate = gate;
     }

@@ -135,9 +135,11 @@ fn of_reason(vm: &VmView, reason: &HealthReason, now: Timestamp) -> Option<Alert
                 (AlertKind::ReplicationCritical, "")
             }
         },
+        "operation_unfinished" => (AlertKind::OperationFailed, ""),
         "cannot_send" | "resynchronization_required" | "state_unknown" => {
             (AlertKind::ReplicationCritical, "")
         }
+        "catalog_stopped" => (AlertKind::ReplicationCritical, "catalog"),
         _ => return None,
     };
     let severity = match reason.health {
@@ -245,6 +247,21 @@ mod tests {
         ] {
             assert_eq!(kind(&event(daily)), None, "{daily}");
         }
+    }
+
+    #[test]
+    fn a_host_that_remembers_nothing_any_more_is_an_alert_of_its_own() {
+        let now = Timestamp::from_micros(1);
+        let alert = of_reason(
+            &vm(ReplicationMode::Primary),
+            &reason("catalog_stopped"),
+            now,
+        );
+        let alert = alert.unwrap();
+        assert_eq!(
+            (alert.kind, alert.degree, alert.severity),
+            (AlertKind::ReplicationCritical, "catalog", Severity::Error)
+        );
     }
 
     #[test]

@@ -1,0 +1,80 @@
+//! A store that fails half way while somebody uses its disks: it is opened again as soon as
+//! nobody does, and health says what has to end.
+
+use lifeboat_model::contract::ReplicationState;
+use lifeboat_service::api::{Operations as _, VmOperation, VmRef};
+
+use crate::crashes::fail_over;
+use crate::site::admin;
+use crate::world::{At, World};
+
+/// What the health of a VM's replication says.
+fn says(world: &World, at: At, kind: &str, text: &str) -> bool {
+    let health = world
+        .site(at)
+        .service
+        .health(&admin(), &VmRef::Id(world.vm));
+    let mut reasons = health.unwrap().reasons.into_iter();
+    reasons.any(|reason| reason.kind == kind && reason.what.contains(text))
+}
+
+#[test]
+fn a_commit_that_fails_beside_a_running_guest_goes_on_when_the_vm_is_off() {
+    let mut world = World::replicated(81);
+    ready_to_fail_over_again(&mut world);
+    world.start(At::Beta);
+    world.write_at(At::Beta, 5);
+    let written = world.shadow.clone();
+    world.beta.gate.fail_writes_to(Some("/journal"));
+    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    world.wait("the commit fails", |world| {
+        let told = world.beta.told();
+        told.iter().any(|told| told.contains("commit the failover"))
+            && world.beta.state(world.vm).1 == ReplicationState::Recovered
+    });
+    world.beta.gate.fail_writes_to(None);
+    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    world.wait("it says what to do", |world| {
+        let told = world.beta.told();
+        told.iter().any(|told| told.contains("stop the VM"))
+    });
+    world.stop(At::Beta);
+    let commit = VmOperation::CommitFailover;
+    world.reach("committed", At::Beta, &commit, |world| {
+        world.beta.state(world.vm).1 == ReplicationState::Committed
+    });
+    world.start(At::Beta);
+    world.expect(At::Beta, &written);
+}
+
+fn ready_to_fail_over_again(world: &mut World) {
+    world.stop(At::Alpha);
+    world.replicate(At::Alpha);
+    fail_over(world);
+}
+
+#[test]
+fn a_store_that_fails_under_a_test_failover_goes_on_when_the_test_has_ended() {
+    let mut world = World::replicated(82);
+    world
+        .ask(At::Beta, VmOperation::TestFailover { point: None })
+        .unwrap();
+    let tested = world.shadow.clone();
+    world.write(5);
+    world.beta.gate.fail_writes_to(Some("/seg/"));
+    world.ask(At::Alpha, VmOperation::ReplicateNow).unwrap();
+    world.wait("it says what to do", |world| {
+        says(
+            world,
+            At::Beta,
+            "replication_error",
+            "end the test failover",
+        )
+    });
+    world.beta.gate.fail_writes_to(None);
+    // The test reads what it read before.
+    world.expect_test(&tested);
+    world.ask(At::Beta, VmOperation::EndTestFailover).unwrap();
+    world.replicate(At::Alpha);
+    world.expect_replica(At::Beta);
+}
