@@ -1,23 +1,24 @@
 //! One host: a daemon of the real program, in a network of its own where there is one.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lifeboat_nbd::{Client as NbdClient, ClientOptions};
-use lifeboat_rest::client::{Client, HostAddress, VmRequest};
-use lifeboat_rest::wire::{AuthorizationEntry, Relationship, ServiceSettingsChange, Vm};
+use lifeboat_rest::client::{Answer, Client, ClientError, HostAddress, VmRequest};
+use lifeboat_rest::wire::{AuthorizationEntry, ServiceSettingsChange, Vm};
 
-use crate::relay::Relay;
+use crate::relay::{Quality, Relay};
 use crate::space::Space;
+use crate::tracer::Followed;
 
 /// Between two looks, unless bytes pass sooner.
-const WAIT: Duration = Duration::from_millis(50);
+const WAIT: Duration = Duration::from_millis(20);
 
 /// A goal that is not reached after so many looks never will be.
-const LOOKS: u32 = 20_000;
+pub const LOOKS: u32 = 10_000;
 
 pub struct Host {
     pub name: &'static str,
@@ -25,21 +26,29 @@ pub struct Host {
     pub space: Option<Space>,
     pub relay: Relay,
     pub client: Client,
-    daemon: Option<Child>,
+    daemon: Option<Daemon>,
+    follows: bool,
+}
+
+enum Daemon {
+    Child(Child),
+    Followed(Followed),
 }
 
 impl Host {
+    /// A host that is found behind a relay, at an address where the other host can reach it.
     pub fn new(
         name: &'static str,
         folder: &Path,
         space: Option<Space>,
-        other: Option<Ipv4Addr>,
+        reached_at: IpAddr,
+        quality: Quality,
     ) -> Self {
         let root = folder.join(name);
-        let here = |address: Option<Ipv4Addr>| IpAddr::V4(address.unwrap_or(Ipv4Addr::LOCALHOST));
-        // It is found at the end of the other host's cable.
-        let relay = Relay::start(here(other)).unwrap();
-        let listen = format!("{}:0", here(space.as_ref().map(|space| space.far)));
+        let relay = Relay::start(reached_at, quality).unwrap();
+        let here = space
+            .as_ref()
+            .map_or(std::net::Ipv4Addr::LOCALHOST, |space| space.far);
         run(&[
             "init",
             "--root",
@@ -47,7 +56,7 @@ impl Host {
             "--name",
             name,
             "--listen",
-            &listen,
+            &format!("{here}:0"),
             "--address",
             &relay.address.to_string(),
         ]);
@@ -59,7 +68,13 @@ impl Host {
             relay,
             client: Client::new(socket, None).unwrap(),
             daemon: None,
+            follows: false,
         }
+    }
+
+    /// From its next start on the daemon is followed from call to call.
+    pub fn follow(&mut self) {
+        self.follows = true;
     }
 
     fn config(&self) -> PathBuf {
@@ -92,25 +107,62 @@ impl Host {
         ]);
     }
 
-    /// Starts the daemon, and lets the other host in.
-    pub fn start(&mut self, other: &'static str) {
+    /// Starts the daemon, which answers when this returns.
+    pub fn start(&mut self) {
+        self.launch();
+        assert!(self.comes_up(), "{} ended: {}", self.name, self.said());
+    }
+
+    /// Starts the daemon, which has done nothing yet.
+    pub fn launch(&mut self) {
+        // One that still runs is killed.
+        self.daemon = None;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .unwrap();
+        self.daemon = Some(self.daemon(log));
+    }
+
+    /// Whether the daemon answers before it ends. From then on its peer finds it.
+    pub fn comes_up(&mut self) -> bool {
+        for _ in 0..LOOKS {
+            if let Some(host) = self.ask(Client::host) {
+                let peers = host.listeners.iter().find(|one| one.what == "peers");
+                self.relay.lead_to(peers.unwrap().address.parse().unwrap());
+                return true;
+            }
+            if self.has_ended() {
+                return false;
+            }
+            self.rest();
+        }
+        panic!("{} neither answers nor ends: {}", self.name, self.said());
+    }
+
+    fn daemon(&self, log: File) -> Daemon {
         let program = Path::new(env!("CARGO_BIN_EXE_lifeboat"));
+        let config = self.config();
+        let arguments = ["serve", "--config", text(&config)];
+        if self.follows {
+            return Daemon::Followed(Followed::start(program, &arguments, log).unwrap());
+        }
         let mut command = match &self.space {
             Some(space) => space.command(program),
             None => Command::new(program),
         };
-        let log = File::create(self.log()).unwrap();
-        let daemon = command
-            .args(["serve", "--config", text(&self.config())])
+        let child = command
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();
-        self.daemon = Some(daemon.unwrap());
-        self.wait("it answers", |host| host.client.host().is_ok());
-        let listeners = self.client.host().unwrap().value.listeners;
-        let peers = listeners.iter().find(|one| one.what == "peers").unwrap();
-        self.relay.lead_to(peers.address.parse().unwrap());
+        Daemon::Child(child.unwrap())
+    }
+
+    /// Lets the other host in.
+    pub fn let_in(&self, other: &Self) {
         let change = ServiceSettingsChange {
             recovery_server_enabled: Some(true),
             allowed_authentication_type: Some(2),
@@ -118,7 +170,7 @@ impl Host {
         };
         self.client.modify_host_settings(&change).unwrap();
         let entry = AuthorizationEntry {
-            allowed_primary_host_system: other.to_owned(),
+            allowed_primary_host_system: other.name.to_owned(),
             trust_group: "pair".to_owned(),
             replica_storage_location: self.root.join("replicas").display().to_string(),
             retention_floor_points: 0,
@@ -129,9 +181,7 @@ impl Host {
 
     /// The daemon is killed and the catalog is lost; a rebuild finds one VM in the stores.
     pub fn lose_catalog(&mut self) {
-        let mut daemon = self.daemon.take().unwrap();
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
+        self.daemon = None;
         for entry in std::fs::read_dir(self.root.join("state")).unwrap() {
             let entry = entry.unwrap();
             if entry.file_name().to_string_lossy().starts_with("catalog") {
@@ -157,22 +207,43 @@ impl Host {
         self.root.join("daemon.log")
     }
 
+    /// Removes the folder of a replica that nothing knows any more.
+    pub fn remove_replica(&self, vm: &str) {
+        std::fs::remove_dir_all(self.root.join("replicas").join(vm)).unwrap();
+    }
+
+    /// Whether the daemon was started and has ended since.
+    pub fn has_ended(&mut self) -> bool {
+        match &mut self.daemon {
+            Some(Daemon::Child(child)) => child.try_wait().unwrap().is_some(),
+            Some(Daemon::Followed(followed)) => followed.ended().is_some(),
+            None => false,
+        }
+    }
+
+    /// The daemon, if it is followed.
+    pub fn followed(&self) -> Option<&Followed> {
+        match &self.daemon {
+            Some(Daemon::Followed(followed)) => Some(followed),
+            Some(Daemon::Child(_)) | None => None,
+        }
+    }
+
     /// Looks until something is so.
     pub fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         for _ in 0..LOOKS {
             if done(self) {
                 return;
             }
-            let ended = self.daemon.as_mut().map(Child::try_wait);
-            assert!(
-                matches!(ended, Some(Ok(None)) | None),
-                "{} ended: {}",
-                self.name,
-                self.said()
-            );
-            self.relay.wait(WAIT);
+            assert!(!self.has_ended(), "{} ended: {}", self.name, self.said());
+            self.rest();
         }
         panic!("{}: waited in vain: {what}\n{}", self.name, self.said());
+    }
+
+    /// Waits a little, and less when bytes pass.
+    pub fn rest(&self) {
+        self.relay.wait(WAIT);
     }
 
     /// Its log.
@@ -188,8 +259,12 @@ impl Host {
         self.client.vm(vm).unwrap().value
     }
 
-    pub fn relationship(&self, vm: &str) -> Relationship {
-        self.vm(vm).relationships.remove(0)
+    /// The answer, if there is a daemon that gives one.
+    pub fn ask<T>(
+        &self,
+        question: impl FnOnce(&Client) -> Result<Answer<T>, ClientError>,
+    ) -> Option<T> {
+        question(&self.client).ok().map(|answer| answer.value)
     }
 
     /// The only disk of a running VM.
@@ -199,12 +274,16 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for Daemon {
+    /// It is killed.
     fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            // Fails only when it has ended already.
-            let _ = daemon.kill();
-            let _ = daemon.wait();
+        match self {
+            Self::Child(child) => {
+                // Fails only when it has ended already.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Self::Followed(_) => {}
         }
     }
 }

@@ -10,11 +10,25 @@ use std::time::Duration;
 
 use lifeboat_sys::clock::Stopwatch;
 
-/// How long a byte is on its way, beside what its pace takes.
-const DELAY: Duration = Duration::from_millis(15);
+/// How bad a line is.
+#[derive(Debug, Clone, Copy)]
+pub struct Quality {
+    /// How long a byte is on its way, beside what its pace takes.
+    delay: Duration,
+    /// Bytes a second, each way of each connection.
+    pace: u64,
+}
 
-/// Bytes a second, each way of each connection.
-const PACE: u64 = 8 << 20;
+impl Quality {
+    pub const SLOW: Self = Self {
+        delay: Duration::from_millis(15),
+        pace: 8 << 20,
+    };
+    pub const GOOD: Self = Self {
+        delay: Duration::ZERO,
+        pace: 1 << 40,
+    };
+}
 
 /// What is carried at a time.
 const PARCEL: usize = 16 << 10;
@@ -33,6 +47,7 @@ pub struct Relay {
 
 #[derive(Debug)]
 struct Line {
+    quality: Quality,
     watch: Stopwatch,
     state: Mutex<State>,
     /// Notified when bytes have passed, and when it is cut.
@@ -49,10 +64,11 @@ struct State {
 }
 
 impl Relay {
-    pub fn start(at: IpAddr) -> io::Result<Self> {
+    pub fn start(at: IpAddr, quality: Quality) -> io::Result<Self> {
         let listener = TcpListener::bind((at, 0))?;
         let address = listener.local_addr()?;
         let line = Arc::new(Line {
+            quality,
             watch: Stopwatch::start(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -149,12 +165,13 @@ impl Line {
 
     /// Reads what comes, and notes when it is to arrive.
     fn take_in(&self, mut from: TcpStream, parcels: &SyncSender<(Duration, Vec<u8>)>) {
+        let Quality { delay, pace } = self.quality;
         let mut free = self.watch.elapsed();
         let mut buffer = vec![0; PARCEL];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
             free = free.max(self.watch.elapsed());
-            free += Duration::from_nanos(read as u64 * 1_000_000_000 / PACE);
-            let parcel = (free + DELAY, buffer[..read].to_vec());
+            free += Duration::from_nanos(read as u64 * 1_000_000_000 / pace);
+            let parcel = (free + delay, buffer[..read].to_vec());
             if parcels.send(parcel).is_err() {
                 let _ = from.shutdown(Shutdown::Both);
                 return;
