@@ -239,10 +239,11 @@ impl Struck {
 
     fn prepare(&mut self) {
         let (from, to) = (self.primary, self.primary.other());
+        let before = planned_point(&self.pair, to);
         let state = ReplicationState::SyncedReplicationComplete;
         self.pair
             .reach("prepared", from, &VmRequest::PrepareFailover, |pair| {
-                pair.is(from, state) && pair.has_applied_all(to)
+                pair.is(from, state) && planned_point(pair, to) > before
             });
     }
 
@@ -261,6 +262,21 @@ impl Struck {
     }
 }
 
+/// Points of planned failovers, of which a store has a limited number.
+fn planned_points(pair: &Pair, at: At) -> Vec<u64> {
+    let points = pair.host(at).ask(|client| client.points(VM));
+    let points = points.into_iter().flatten();
+    points
+        .filter(|point| point.kind == "planned_failover")
+        .map(|point| point.sequence)
+        .collect()
+}
+
+/// The newest of them: everything that the primary had is there.
+fn planned_point(pair: &Pair, at: At) -> Option<u64> {
+    planned_points(pair, at).into_iter().max()
+}
+
 /// Whether every step is struck: that takes long, so only when asked.
 fn everywhere() -> bool {
     std::env::var_os("LIFEBOAT_TEST_EVERY_DEATH").is_some()
@@ -275,6 +291,10 @@ fn write_and_replicate(struck: &mut Struck) {
 /// A VM that is off, with writes that are not replicated.
 fn write_and_stop(struck: &mut Struck) {
     let primary = struck.primary;
+    let replica = struck.pair.host(primary.other());
+    for point in planned_points(&struck.pair, primary.other()) {
+        replica.request(VM, &VmRequest::RemovePoint(point));
+    }
     struck.write(primary);
     struck.stop_vm(primary);
 }
