@@ -325,10 +325,9 @@ impl Service {
             return Err(in_use());
         }
         *held = None;
-        let ledger = &self.inner.ledger;
-        ledger
-            .remove_relation(relation.record().relationship)
-            .and_then(|()| ledger.remove_vm(vm.id))
+        self.inner
+            .ledger
+            .remove_replica(vm.id, relation.record().relationship)
             .map_err(|error| refusal(RefusalCode::Failed, &with_causes(&error)))?;
         self.remove(vm.id);
         Ok(())
@@ -365,12 +364,8 @@ impl Service {
         };
         self.inner
             .ledger
-            .add_vm(&row)
+            .add_replica(&row, &relation)
             .map_err(|error| saved(&error))?;
-        if let Err(error) = self.inner.ledger.add_relation(id, &relation) {
-            let _ = self.inner.ledger.remove_vm(id);
-            return Err(saved(&error));
-        }
         let vm = Arc::new(Vm::new(
             id,
             Core {

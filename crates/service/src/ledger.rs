@@ -84,6 +84,23 @@ impl Ledger {
             .change(|change| change.relationship_add(&row_of(vm, relation)))
     }
 
+    /// A VM that is the replica of another host's, from the first moment on.
+    pub(crate) fn add_replica(&self, vm: &VmRow, relation: &Relation) -> Result<(), CatalogError> {
+        self.catalog.change(|change| {
+            change.vm_add(vm)?;
+            change.relationship_add(&row_of(vm.id, relation))?;
+            Ok(())
+        })
+    }
+
+    /// A replica goes, and its VM with it.
+    pub(crate) fn remove_replica(&self, vm: VmId, id: RelationshipId) -> Result<(), CatalogError> {
+        self.catalog.change(|change| {
+            change.relationship_remove(id)?;
+            change.vm_remove(vm)
+        })
+    }
+
     /// Saves a relation whose version nobody has raised meanwhile.
     pub(crate) fn save_relation(&self, relation: &Relation) -> Result<RecordVersion, CatalogError> {
         let vm = relation.record().vm;

@@ -120,10 +120,22 @@ impl Pair {
         self.is(at, ReplicationState::Replicating)
     }
 
-    /// The newest moment that a primary knows to have arrived.
+    /// The newest moment that a primary, which may be dead, knows to have arrived.
     fn last_sequence(&self, at: At) -> Option<u64> {
         let vm = self.host(at).ask(|client| client.vm(VM))?;
         vm.relationships.first()?.last_sequence
+    }
+
+    /// The same of one that lives.
+    fn surely_last_sequence(&mut self, at: At) -> u64 {
+        for _ in 0..LOOKS {
+            self.revive();
+            if let Some(last) = self.last_sequence(at) {
+                return last;
+            }
+            self.beta.rest();
+        }
+        panic!("nothing has arrived\n{}", self.story());
     }
 
     /// Whether a replica has applied everything that it received.
@@ -280,12 +292,12 @@ impl Pair {
     pub fn replicate(&mut self, from: At) {
         // A cycle under way may have begun before the last write; the next one has not.
         for _ in 0..2 {
-            let before = self.last_sequence(from);
+            let before = self.surely_last_sequence(from);
             let now = VmRequest::ReplicateNow;
             self.reach("a moment arrives", from, &now, |pair| {
                 pair.is_replicating(from)
                     && pair.is_replicating(from.other())
-                    && pair.last_sequence(from) > before
+                    && pair.last_sequence(from) > Some(before)
                     && pair.has_applied_all(from.other())
             });
         }
