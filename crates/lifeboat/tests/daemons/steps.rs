@@ -27,8 +27,8 @@ const DISK: u64 = 2 << 20;
 /// What a flow may send at most, whatever is sent again: less than the disk.
 const LITTLE: u64 = 1 << 20;
 
-/// Steps of a flow that are tried, of all that there are.
-const TRIED: u64 = 5;
+/// Steps of a flow that are tried, of all that there are, unless every one is asked for.
+const TRIED: u64 = 1;
 
 /// Whose steps are struck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,8 @@ impl Struck {
                 1 => Strike::KillAfter,
                 _ => Strike::Fail,
             };
-            let step = number / 3 * steps / tried;
+            // The middle of each share of them.
+            let step = (number / 3 * 2 + 1) * steps / (2 * tried);
             before(&mut self);
             let at = self.side(side);
             self.pair.once_more = (number % 2 == 1).then_some(number % 7);
