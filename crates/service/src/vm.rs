@@ -408,6 +408,7 @@ mod tests {
             assert_eq!(queue.has_waiting(), has_waiting, "{queue:?}");
         }
     }
+
     #[test]
     fn the_speed_of_applying_is_measured_by_what_is_large_enough() {
         let mut facts = StoreFacts::default();

@@ -1,4 +1,4 @@
-//! Two daemons of the real program: a bad line between them, and deaths at each step.
+//! Two daemons of the real program: a bad line between them, and deaths at steps of each flow.
 //!
 //! Daemons are followed by the registers of their processor, and each kind has its own.
 #![cfg(target_arch = "x86_64")]
