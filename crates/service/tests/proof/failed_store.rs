@@ -78,3 +78,29 @@ fn a_store_that_fails_under_a_test_failover_goes_on_when_the_test_has_ended() {
     world.replicate(At::Alpha);
     world.expect_replica(At::Beta);
 }
+
+#[test]
+fn a_commit_whose_device_fails_says_so_and_ends_when_the_device_is_mended() {
+    let mut world = World::replicated(83);
+    ready_to_fail_over_again(&mut world);
+    world.start(At::Beta);
+    world.write_at(At::Beta, 5);
+    let written = world.shadow.clone();
+    world.beta.gate.fail_writes_to(Some("/head.raw"));
+    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    world.wait("it says that the commit does not end", |world| {
+        says(
+            world,
+            At::Beta,
+            "operation_unfinished",
+            "commit the failover",
+        )
+    });
+    world.beta.gate.fail_writes_to(None);
+    // It is tried again by itself, every ten seconds.
+    world.wait("committed", |world| {
+        world.beta.state(world.vm).1 == ReplicationState::Committed
+    });
+    world.expect(At::Beta, &written);
+    assert!(!says(&world, At::Beta, "operation_unfinished", ""));
+}
