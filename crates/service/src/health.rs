@@ -255,19 +255,19 @@ fn cannot_send(relation: &Relation, trouble: Option<&Trouble>) -> Option<String>
         .map(|trouble| trouble.what.clone())
 }
 
-/// Why a failover, its end or a reversal under way does not come to its end.
+/// Why a copy, a failover, its end or a reversal under way does not come to its end.
 fn unfinished(relation: &Relation, trouble: Option<&Trouble>) -> Option<String> {
     let is_under_way = match &relation.record().role {
         Role::Replica(replica) => match replica.phase {
-            ReplicaPhase::FailingOver(_)
+            ReplicaPhase::WaitingInitial
+            | ReplicaPhase::Resyncing
+            | ReplicaPhase::FailingOver(_)
             | ReplicaPhase::Reverting { .. }
             | ReplicaPhase::Committing { .. }
             | ReplicaPhase::Reversing { .. } => true,
-            ReplicaPhase::WaitingInitial
-            | ReplicaPhase::Replicating
+            ReplicaPhase::Replicating
             | ReplicaPhase::Suspended
             | ReplicaPhase::Critical(_)
-            | ReplicaPhase::Resyncing
             | ReplicaPhase::FailedOver { .. }
             | ReplicaPhase::Committed { .. } => false,
         },

@@ -24,7 +24,7 @@ use crate::answers::{
 use crate::api::Severity;
 use crate::replica::ReplicaStore;
 use crate::service::{Service, with_causes};
-use crate::vm::{Task, Vm, VmArc};
+use crate::vm::{Vm, VmArc};
 
 impl Service {
     /// The most specific entry that lets a host in.
@@ -480,13 +480,14 @@ impl Host for Service {
         let now = self.now();
         let bytes = received.bytes;
         let receipt = received.receipt;
+        // It is durable, so it is applied, whatever becomes of the rest.
+        self.apply_soon(&vm);
         self.label(&vm, |saved| {
             saved.last.replicated_at = Some(now);
             saved.last.planned = place.planned;
             saved.record.drawn = saved.record.drawn.max(receipt.sequence);
         })?;
         self.count_received(&vm, bytes);
-        self.work_on(&vm, [Task::Apply]);
         Ok(receipt)
     }
 
@@ -591,6 +592,9 @@ impl Service {
             Err(StoreRefusal::Said(refusal)) => Err(refusal),
             Err(StoreRefusal::Store(error)) => {
                 self.reopen_if_needed(vm, &error);
+                // It may hold changes that are on the disk although their storing failed, and that
+                // their sender need not send again.
+                self.apply_soon(vm);
                 Err(refusal(code_of(&error), &with_causes(&error)))
             }
         }

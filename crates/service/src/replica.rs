@@ -82,19 +82,8 @@ impl Service {
                 },
                 None => return,
             };
-            match phase {
-                ReplicaPhase::WaitingInitial
-                | ReplicaPhase::Replicating
-                | ReplicaPhase::Resyncing
-                | ReplicaPhase::Critical(_) => {}
-                // What waits is kept.
-                ReplicaPhase::Suspended
-                | ReplicaPhase::FailingOver(_)
-                | ReplicaPhase::FailedOver { .. }
-                | ReplicaPhase::Reverting { .. }
-                | ReplicaPhase::Committing { .. }
-                | ReplicaPhase::Committed { .. }
-                | ReplicaPhase::Reversing { .. } => return,
+            if !applies(&phase) {
+                return;
             }
             if !self.open_if_failed(vm) {
                 self.tell(vm, Event::ApplyFailed(ApplyTrouble::Io));
@@ -111,6 +100,7 @@ impl Service {
                     if let ReplicaPhase::Critical(_) = phase {
                         self.tell(vm, Event::ApplyMended);
                     }
+                    self.note_success(vm);
                     return;
                 }
                 Err(error) => {
@@ -320,11 +310,14 @@ impl Service {
         let disk = Arc::clone(&self.inner.disk);
         match Store::open(disk, &folder, &holder(self)) {
             Ok(store) => {
-                *held = Some(ReplicaStore {
+                let replica = ReplicaStore {
                     store,
                     failover_disks: Vec::new(),
                     test_pin: None,
-                });
+                };
+                // It may hold more than was known when it failed.
+                self.note_store(vm, &replica);
+                *held = Some(replica);
                 drop(held);
                 vm.core().facts.store_failed = false;
                 true
@@ -341,6 +334,24 @@ impl Service {
     /// Has the worker apply what waits.
     pub(crate) fn apply_soon(&self, vm: &VmArc) {
         self.work_on(vm, [Task::Apply]);
+    }
+}
+
+/// Whether what has been received is applied.
+pub(crate) fn applies(phase: &ReplicaPhase) -> bool {
+    match phase {
+        ReplicaPhase::WaitingInitial
+        | ReplicaPhase::Replicating
+        | ReplicaPhase::Resyncing
+        | ReplicaPhase::Critical(_) => true,
+        // What waits is kept.
+        ReplicaPhase::Suspended
+        | ReplicaPhase::FailingOver(_)
+        | ReplicaPhase::FailedOver { .. }
+        | ReplicaPhase::Reverting { .. }
+        | ReplicaPhase::Committing { .. }
+        | ReplicaPhase::Committed { .. }
+        | ReplicaPhase::Reversing { .. } => false,
     }
 }
 

@@ -7,11 +7,18 @@ use lifeboat_model::schedule::{CycleSchedule, Retry, StartAt, automatic_resynchr
 use lifeboat_model::settings::ReplicationInterval;
 
 use crate::relation::Relation;
+use crate::replica::applies;
 use crate::service::Service;
 use crate::vm::{Core, Facts, Vm, VmArc};
 
 /// Nothing is looked at less often than this: clocks jump, windows open.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+
+/// How soon a replica tries again to apply what it could not.
+const APPLIED_AGAIN: Duration = Duration::from_secs(60);
+
+/// How soon a failover, its end or a reversal under way is tried again.
+const FINISHED_AGAIN: Duration = Duration::from_secs(10);
 
 /// How often a peer that does not answer is asked whether it is there again.
 const PROBE: Duration = Duration::from_secs(30);
@@ -28,20 +35,9 @@ impl Service {
         let now = self.inner.clock.monotonic();
         match &relation.record().role {
             Role::Primary(primary) => self.primary_due(primary, relation, &core.facts, now),
-            Role::Replica(replica) => match &replica.phase {
-                // What could not be applied is tried again.
-                ReplicaPhase::Critical(_) => Some(now + Duration::from_secs(60)),
-                ReplicaPhase::FailingOver(_)
-                | ReplicaPhase::Reverting { .. }
-                | ReplicaPhase::Committing { .. }
-                | ReplicaPhase::Reversing { .. } => Some(now + Duration::from_secs(10)),
-                ReplicaPhase::WaitingInitial
-                | ReplicaPhase::Replicating
-                | ReplicaPhase::Suspended
-                | ReplicaPhase::Resyncing
-                | ReplicaPhase::FailedOver { .. }
-                | ReplicaPhase::Committed { .. } => None,
-            },
+            Role::Replica(replica) => {
+                replica_due(&replica.phase, core.facts.failures > 0).map(|wait| now + wait)
+            }
         }
     }
 
@@ -165,7 +161,7 @@ impl Service {
                     }
                 }
             }
-            Role::Replica(replica) if matches!(replica.phase, ReplicaPhase::Critical(_)) => {
+            Role::Replica(replica) if applies(&replica.phase) => {
                 self.apply_soon(vm);
                 self.set_alarm(vm);
             }
@@ -182,6 +178,23 @@ impl Service {
     }
 }
 
+/// How soon a replica looks at what did not succeed.
+fn replica_due(phase: &ReplicaPhase, has_failed: bool) -> Option<Duration> {
+    match phase {
+        ReplicaPhase::Critical(_) => Some(APPLIED_AGAIN),
+        ReplicaPhase::WaitingInitial | ReplicaPhase::Replicating | ReplicaPhase::Resyncing => {
+            has_failed.then_some(APPLIED_AGAIN)
+        }
+        ReplicaPhase::FailingOver(_)
+        | ReplicaPhase::Reverting { .. }
+        | ReplicaPhase::Committing { .. }
+        | ReplicaPhase::Reversing { .. } => Some(FINISHED_AGAIN),
+        ReplicaPhase::Suspended
+        | ReplicaPhase::FailedOver { .. }
+        | ReplicaPhase::Committed { .. } => None,
+    }
+}
+
 /// The cycles of a relationship.
 pub(crate) fn schedule_of(relation: &Relation) -> CycleSchedule {
     let seed = CycleSchedule::seed(&relation.record().relationship);
@@ -194,4 +207,26 @@ fn retry_of(facts: &Facts) -> Retry {
 
 fn probe_interval(interval: ReplicationInterval) -> Duration {
     interval.duration().min(PROBE)
+}
+
+#[cfg(test)]
+mod tests {
+    use lifeboat_model::relationship::ApplyTrouble;
+
+    use super::*;
+
+    #[test]
+    fn a_replica_tries_again_to_apply_what_it_could_not_in_every_phase_that_applies() {
+        for phase in [
+            ReplicaPhase::WaitingInitial,
+            ReplicaPhase::Replicating,
+            ReplicaPhase::Resyncing,
+        ] {
+            assert_eq!(replica_due(&phase, true), Some(APPLIED_AGAIN), "{phase:?}");
+            assert_eq!(replica_due(&phase, false), None, "{phase:?}");
+        }
+        let critical = ReplicaPhase::Critical(ApplyTrouble::Io);
+        assert_eq!(replica_due(&critical, false), Some(APPLIED_AGAIN));
+        assert_eq!(replica_due(&ReplicaPhase::Suspended, true), None);
+    }
 }

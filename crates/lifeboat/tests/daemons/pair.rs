@@ -251,7 +251,7 @@ impl Pair {
     }
 
     /// What both hosts say, for the reader of a failure.
-    fn story(&self) -> String {
+    pub fn story(&self) -> String {
         let mut story = format!("struck: {:?}\n", self.struck.last());
         for at in At::BOTH {
             let host = self.host(at);

@@ -28,8 +28,11 @@ const DISK: u64 = 2 << 20;
 /// What a flow may send at most, whatever is sent again: less than the disk.
 const LITTLE: u64 = 1 << 20;
 
-/// Steps of a flow that are tried, of all that there are, unless every one is asked for.
+/// Steps of a flow that are tried, of all that there are, unless more are asked for.
 const TRIED: u64 = 1;
+
+/// The variable that asks for so many of them.
+const STEPS: &str = "LIFEBOAT_TEST_STEPS";
 
 /// Whose steps are struck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,11 +97,7 @@ impl Struck {
     fn each(mut self, side: Side, before: fn(&mut Self), flow: fn(&mut Self)) {
         let steps = self.steps(side, before, flow);
         assert!(steps > 0, "the flow changes nothing at the {side:?}");
-        let tried = if everywhere() {
-            steps
-        } else {
-            TRIED.min(steps)
-        };
+        let tried = tried().min(steps);
         for number in 0..3 * tried {
             let strike = match number % 3 {
                 0 => Strike::KillBefore,
@@ -216,8 +215,8 @@ impl Struck {
         let sent = sent(self) - before;
         assert!(
             sent < LITTLE,
-            "{sent} bytes travelled: {:?}",
-            self.pair.struck.last()
+            "{sent} bytes travelled\n{}",
+            self.pair.story()
         );
     }
 
@@ -279,9 +278,15 @@ fn planned_point(pair: &Pair, at: At) -> Option<u64> {
     planned_points(pair, at).into_iter().max()
 }
 
-/// Whether every step is struck: that takes long, so only when asked.
-fn everywhere() -> bool {
-    std::env::var_os("LIFEBOAT_TEST_EVERY_DEATH").is_some()
+/// How many steps are struck at most. More than the default takes long, so only when asked.
+fn tried() -> u64 {
+    if std::env::var_os("LIFEBOAT_TEST_EVERY_DEATH").is_some() {
+        return u64::MAX;
+    }
+    let asked = std::env::var(STEPS).ok();
+    asked.map_or(TRIED, |asked| {
+        asked.parse().expect("the number of steps is a number")
+    })
 }
 
 fn write_and_replicate(struck: &mut Struck) {

@@ -104,3 +104,39 @@ fn a_commit_whose_device_fails_says_so_and_ends_when_the_device_is_mended() {
     world.expect(At::Beta, &written);
     assert!(!says(&world, At::Beta, "operation_unfinished", ""));
 }
+
+/// What was written before is on the disk all the same: changes that the host that sent them is
+/// told are not here, and a point that is made.
+#[test]
+fn a_planned_failover_is_prepared_whichever_sync_of_the_replica_fails() {
+    for (number, name) in ["spool", "journal", "head.raw"].into_iter().enumerate() {
+        let mut failed = 0;
+        loop {
+            let mut world = World::replicated(84 + number as u64);
+            world.write(5);
+            world.stop(At::Alpha);
+            world.beta.gate.fail_sync_of(name, failed);
+            world
+                .ask(At::Alpha, VmOperation::PreparePlannedFailover)
+                .unwrap();
+            world.wait("prepared", |world| {
+                // It is tried again every minute by itself.
+                if world.beta.state(world.vm).1 == ReplicationState::Critical {
+                    world.ask(At::Beta, VmOperation::Resume).unwrap();
+                }
+                world.alpha.state(world.vm).1 == ReplicationState::SyncedReplicationComplete
+                    && world.planned_points(At::Beta) == 1
+            });
+            assert_eq!(world.beta.backlog(world.vm), 0);
+            if world.beta.gate.will_fail_a_sync() {
+                break;
+            }
+            failed += 1;
+            fail_over(&mut world);
+            world.start(At::Beta);
+            let written = world.shadow.clone();
+            world.expect(At::Beta, &written);
+        }
+        assert!(failed > 0, "{name} is not synced");
+    }
+}

@@ -6,6 +6,7 @@
 //! disks stay as they are for the next life.
 
 use std::any::Any;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -39,6 +40,8 @@ pub struct Gate {
     full: AtomicBool,
     /// Files whose writes fail: those whose path has this in it.
     failing: Mutex<Option<&'static str>>,
+    /// The name of the files or folders of which a sync fails, and how many before it do not.
+    failing_sync: Mutex<Option<(&'static str, u32)>>,
     /// The call at which a thread panics, once.
     panics_at: AtomicU64,
     /// Held while the host dies: whoever lifts its death knows afterwards whether it has died.
@@ -68,6 +71,7 @@ impl Gate {
             calls: AtomicU64::new(0),
             full: AtomicBool::new(false),
             failing: Mutex::new(None),
+            failing_sync: Mutex::new(None),
             panics_at: AtomicU64::new(u64::MAX),
             death: Mutex::new(None),
             spared: AtomicBool::new(false),
@@ -155,6 +159,40 @@ impl Gate {
     /// with nothing.
     pub fn fail_writes_to(&self, part: Option<&'static str>) {
         *self.failing() = part;
+    }
+
+    /// The sync of a file or folder of this name fails, once, after so many that do not: what was
+    /// written may be on the disk or not, and here it is.
+    pub fn fail_sync_of(&self, name: &'static str, after: u32) {
+        *self.failing_sync() = Some((name, after));
+    }
+
+    /// Whether the sync that is to fail has not come yet.
+    pub fn will_fail_a_sync(&self) -> bool {
+        self.failing_sync().is_some()
+    }
+
+    fn failing_sync(&self) -> MutexGuard<'_, Option<(&'static str, u32)>> {
+        self.failing_sync
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sync(&self, path: &Path, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut failing = self.failing_sync();
+        // A file is known by the name that it was made with.
+        let known = path.file_name().and_then(OsStr::to_str).unwrap_or("");
+        if let Some((name, left)) = failing.as_mut()
+            && known.trim_end_matches(".new") == *name
+        {
+            if *left == 0 {
+                *failing = None;
+                return Err(io::Error::from_raw_os_error(EIO));
+            }
+            *left -= 1;
+        }
+        drop(failing);
+        self.pass(act)
     }
 
     fn failing(&self) -> MutexGuard<'_, Option<&'static str>> {
@@ -317,7 +355,7 @@ impl DiskPort for GatedDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.gate.pass(|| self.inner.sync_dir(path))
+        self.gate.sync(path, || self.inner.sync_dir(path))
     }
 
     fn available(&self, path: &Path) -> io::Result<u64> {
@@ -377,7 +415,7 @@ impl DiskFile for GatedFile {
 
     fn sync(&self) -> io::Result<()> {
         // What the kernel holds outlives a process: nothing has to reach the disk here.
-        self.gate.pass(|| Ok(()))
+        self.gate.sync(&self.path, || Ok(()))
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {

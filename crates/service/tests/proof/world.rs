@@ -341,7 +341,7 @@ impl World {
         });
     }
 
-    fn planned_points(&self, at: At) -> usize {
+    pub fn planned_points(&self, at: At) -> usize {
         let points = self.site(at).points(self.vm).into_iter();
         points
             .filter(|point| point.kind == PointKind::PlannedFailover)
