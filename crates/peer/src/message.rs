@@ -239,6 +239,9 @@ pub struct GuestStatus {
     /// Prepared for a planned failover, with its last moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prepared: Option<Sequence>,
+    /// A planned failover is being prepared: what the replica lacks is on its way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub preparing: bool,
     /// Bytes changed since the last moment that the replica has.
     pub unsent_bytes: u64,
 }

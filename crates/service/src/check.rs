@@ -1,7 +1,7 @@
 //! `check`: would a failover work now, what would stop it, what would be lost.
 
 use lifeboat_model::contract::ReplicationHealth;
-use lifeboat_model::relationship::{Operation, Role, VmPower};
+use lifeboat_model::relationship::{Operation, PrimaryGuest, Refused, Role};
 
 use crate::api::{CheckFinding, CheckView, LossView, Severity, StartView};
 use crate::relation::Relation;
@@ -56,12 +56,17 @@ impl Service {
             ));
         }
         match self.ask_primary(relation) {
-            Ok(VmPower::Running) => findings.push(CheckFinding {
+            Ok(PrimaryGuest::Running) => findings.push(CheckFinding {
                 severity: Severity::Info,
                 what: "the VM runs on its primary host, which answers: an unplanned failover would be refused without --force".to_owned(),
                 remedy: "stop it there and prepare a planned failover, which loses nothing".to_owned(),
             }),
-            Ok(VmPower::Off) => {}
+            Ok(PrimaryGuest::Preparing) => findings.push(CheckFinding {
+                severity: Severity::Info,
+                what: "the primary host prepares a planned failover: until it is prepared, a failover would be refused without --force".to_owned(),
+                remedy: Refused::PrimaryPreparing.remedy().to_owned(),
+            }),
+            Ok(PrimaryGuest::Off | PrimaryGuest::Unknown | PrimaryGuest::Overruled) => {}
             Err(link) => findings.push(CheckFinding {
                 severity: Severity::Info,
                 what: format!("the primary host does not say whether the VM runs there: {}", with_causes(&link)),

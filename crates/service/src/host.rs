@@ -523,16 +523,18 @@ impl Host for Service {
         relationship: RelationshipId,
     ) -> Result<GuestStatus, Refusal> {
         let vm = self.protected_by(caller, relationship)?;
-        let prepared = {
+        let (prepared, preparing) = {
             let core = vm.core();
             match core.relation().map(|relation| &relation.record().role) {
-                Some(Role::Primary(Primary::Prepared { last })) => Some(last.sequence),
-                Some(Role::Primary(_) | Role::Replica(_)) | None => None,
+                Some(Role::Primary(Primary::Prepared { last })) => (Some(last.sequence), false),
+                Some(Role::Primary(Primary::Preparing { .. })) => (None, true),
+                Some(Role::Primary(_) | Role::Replica(_)) | None => (None, false),
             }
         };
         Ok(GuestStatus {
             running: self.power(&vm) == VmPower::Running,
             prepared,
+            preparing,
             unsent_bytes: self.inner.hypervisor.dirty_bytes(vm.id).unwrap_or(0),
         })
     }

@@ -11,7 +11,7 @@ use lifeboat_hypervisor::{
 };
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{
-    Effect, Operation, Primary, Record, ReplicaPhase, Role, VmPower,
+    Effect, Operation, Primary, PrimaryGuest, Record, ReplicaPhase, Role,
 };
 use lifeboat_model::settings::{ReplicationSettings, SettingsChange};
 use lifeboat_model::{DiskId, DiskSize, LineageId, RelationshipId, Sequence, VmId};
@@ -647,14 +647,16 @@ impl Service {
     }
 
     /// Whether the primary's guest runs, as far as its host says.
-    pub(crate) fn ask_primary(&self, relation: &Relation) -> Result<VmPower, LinkError> {
+    pub(crate) fn ask_primary(&self, relation: &Relation) -> Result<PrimaryGuest, LinkError> {
         let status = self
             .link(&relation.peer)?
             .guest_status(relation.record().relationship)?;
         Ok(if status.running {
-            VmPower::Running
+            PrimaryGuest::Running
+        } else if status.preparing {
+            PrimaryGuest::Preparing
         } else {
-            VmPower::Off
+            PrimaryGuest::Off
         })
     }
 }

@@ -4,7 +4,7 @@ use lifeboat_model::contract::{
     FailoverType, InitialReplicationType, JobType, PointKind, ReplicationState, ReturnCode,
 };
 use lifeboat_model::relationship::{
-    CancelHow, Event, FailoverChoice, Operation, PrimaryGuest, Role, VmPower,
+    CancelHow, Event, FailoverChoice, Operation, PrimaryGuest, Role,
 };
 use lifeboat_model::{LineageId, Sequence};
 use lifeboat_store::{Store, StoreError, Verification, Verifier};
@@ -182,11 +182,7 @@ impl Service {
         };
         let primary = match how {
             Urgency::Forced => PrimaryGuest::Overruled,
-            Urgency::Checked => match self.ask_primary(&relation) {
-                Ok(VmPower::Running) => PrimaryGuest::Running,
-                Ok(VmPower::Off) => PrimaryGuest::Off,
-                Err(_) => PrimaryGuest::Unknown,
-            },
+            Urgency::Checked => self.ask_primary(&relation).unwrap_or(PrimaryGuest::Unknown),
         };
         Ok(FailoverChoice {
             point,
@@ -349,18 +345,18 @@ fn verify_in_parts(vm: &VmArc, point: Option<Sequence>) -> Result<Verification, 
         None => Verifier::of_everything(),
     };
     loop {
-        let unread = with_store(vm, |store| verifier.next(store))?;
+        let unread = ask_store(vm, |store| verifier.next(store))?;
         let Some(unread) = unread else {
-            return with_store(vm, |store| verifier.finish(store));
+            return ask_store(vm, |store| verifier.finish(store));
         };
         let checked = unread
             .read()
             .map_err(|error| store_rejection("verify", &error))?;
-        with_store(vm, |store| verifier.take_in(store, checked))?;
+        ask_store(vm, |store| verifier.take_in(store, checked))?;
     }
 }
 
-fn with_store<T>(
+fn ask_store<T>(
     vm: &VmArc,
     ask: impl FnOnce(&Store) -> Result<T, StoreError>,
 ) -> Result<T, Rejection> {

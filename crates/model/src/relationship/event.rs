@@ -181,6 +181,8 @@ pub struct FailoverChoice {
 pub enum PrimaryGuest {
     /// The primary's host says that it runs.
     Running,
+    /// The primary's host says that it is off, and sends what the replica lacks.
+    Preparing,
     /// The primary's host says that it is off.
     Off,
     /// The primary's host does not answer.

@@ -17,6 +17,10 @@ pub enum Refused {
     VmRunning { operation: Operation },
     #[error("cannot fail over: the VM still runs on its primary host")]
     PrimaryRunning,
+    #[error(
+        "cannot fail over: the primary host is preparing a planned failover and sends what is missing here"
+    )]
+    PrimaryPreparing,
     #[error("cannot {}: it has begun to {what}", operation.wish())]
     Busy {
         operation: Operation,
@@ -74,6 +78,7 @@ impl Refused {
             Self::State { .. }
             | Self::VmRunning { .. }
             | Self::PrimaryRunning
+            | Self::PrimaryPreparing
             | Self::TakenOver { .. }
             | Self::NothingReplicated
             | Self::SplitBrain { .. }
@@ -100,6 +105,9 @@ impl Refused {
             Self::VmRunning { .. } => "stop the VM first: `lifeboat vm stop`",
             Self::PrimaryRunning => {
                 "stop it there and prepare a planned failover, which loses nothing; with --force the failover is made nevertheless, and what the VM writes there from now on is lost"
+            }
+            Self::PrimaryPreparing => {
+                "wait until it is prepared (`lifeboat job list` on the primary host), then nothing is lost; with --force the failover is made nevertheless, and what has not arrived is lost"
             }
             Self::Busy { .. } => "wait until that is done: `lifeboat job list`",
             Self::TooFarAhead { .. } => "choose a time within 7 days, or none to start now",

@@ -477,6 +477,7 @@ impl Record {
         self.refuse_unless(Operation::InitiateFailover)?;
         match choice.primary {
             PrimaryGuest::Running => return Err(Refused::PrimaryRunning),
+            PrimaryGuest::Preparing => return Err(Refused::PrimaryPreparing),
             PrimaryGuest::Off | PrimaryGuest::Unknown | PrimaryGuest::Overruled => {}
         }
         let failover = Failover {

@@ -326,9 +326,19 @@ fn messages_of_a_failover_are_stable() {
         &GuestStatus {
             running: true,
             prepared: Some(Sequence::new(42)),
+            preparing: false,
             unsent_bytes: 7,
         },
         &json!({"running": true, "prepared": 42, "unsent_bytes": 7}),
+    );
+    assert_golden(
+        &GuestStatus {
+            running: false,
+            prepared: None,
+            preparing: true,
+            unsent_bytes: 7,
+        },
+        &json!({"running": false, "preparing": true, "unsent_bytes": 7}),
     );
     for (state, name) in [
         (TakeOverState::FailedOver, "failed_over"),

@@ -312,6 +312,7 @@ impl Host for Scripted {
         Ok(GuestStatus {
             running: true,
             prepared: None,
+            preparing: false,
             unsent_bytes: 7,
         })
     }

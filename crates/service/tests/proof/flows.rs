@@ -417,6 +417,40 @@ fn a_failover_is_refused_while_the_primary_runs_unless_it_is_forced() {
     });
 }
 
+/// The VM is off already, and what it wrote last is on its way.
+#[test]
+fn a_failover_is_refused_while_the_primary_prepares_and_then_loses_nothing() {
+    let mut world = World::replicated(86);
+    world.write(5);
+    world.stop(At::Alpha);
+    lock(&world.hosts.unheard).insert("put_delta");
+    world
+        .ask(At::Alpha, VmOperation::PreparePlannedFailover)
+        .unwrap();
+    let refused = world
+        .ask(At::Beta, fail_over(Urgency::Checked))
+        .unwrap_err();
+    assert_eq!(refused.code, ReturnCode::InvalidState);
+    assert!(refused.what.contains("preparing"), "{refused:?}");
+    let vm = VmRef::Id(world.vm);
+    let findings = world.beta.service.check(&admin(), &vm).unwrap().findings;
+    assert!(
+        findings.iter().any(|one| one.what.contains("prepares")),
+        "{findings:?}"
+    );
+    lock(&world.hosts.unheard).clear();
+    world.prepare(At::Alpha);
+    world.reach(
+        "failed over",
+        At::Beta,
+        &fail_over(Urgency::Checked),
+        |world| world.beta.state(world.vm).1 == ReplicationState::Recovered,
+    );
+    world.start(At::Beta);
+    let shadow = world.shadow.clone();
+    world.expect(At::Beta, &shadow);
+}
+
 #[test]
 fn a_revert_gives_the_choice_of_another_point_and_cycles_go_on_after_it() {
     let mut world = World::replicated(10);

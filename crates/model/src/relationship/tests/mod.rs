@@ -115,11 +115,15 @@ fn committed() -> Record {
 }
 
 fn choose(kind: FailoverType) -> Event {
+    choose_while(kind, PrimaryGuest::Unknown)
+}
+
+fn choose_while(kind: FailoverType, primary: PrimaryGuest) -> Event {
     Event::FailOver(FailoverChoice {
         point: None,
         kind,
         lineage: id(2),
-        primary: PrimaryGuest::Unknown,
+        primary,
     })
 }
 

@@ -118,6 +118,32 @@ fn an_announcement_from_before_the_primary_went_on_is_out_of_date() {
 }
 
 #[test]
+fn a_failover_is_refused_while_the_primary_runs_or_prepares_unless_it_is_forced() {
+    let decide = |guest| {
+        let event = choose_while(FailoverType::Regular, guest);
+        replica(ReplicaPhase::Replicating).decide(NOW, event)
+    };
+    assert_eq!(
+        decide(PrimaryGuest::Running),
+        Err(Refused::PrimaryRunning),
+        "what it writes would be lost"
+    );
+    assert_eq!(
+        decide(PrimaryGuest::Preparing),
+        Err(Refused::PrimaryPreparing),
+        "what is on its way would be lost"
+    );
+    for guest in [
+        PrimaryGuest::Off,
+        PrimaryGuest::Unknown,
+        PrimaryGuest::Overruled,
+    ] {
+        let next = decide(guest).unwrap().next;
+        assert_eq!(next.state(), S::FailoverInProgress, "{guest:?}");
+    }
+}
+
+#[test]
 fn a_failover_is_called_planned_only_from_the_announced_moment() {
     let kind = |record: Record| {
         let failing = after(record, [choose(FailoverType::Planned)]);
