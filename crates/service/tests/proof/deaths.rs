@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::process::{Resource, Rlimit, setrlimit};
-
 use crate::gate::Death;
 use crate::world::{At, World};
 
@@ -84,22 +82,9 @@ impl Deaths {
     }
 }
 
-/// Files that all the dead may have open: they are closed when the test ends.
-const OPEN_FILES: u64 = 1 << 17;
-
 /// Whether a host dies at every call that a flow makes: that takes long, so only when asked.
 fn dies_everywhere() -> bool {
-    let asked = std::env::var_os("LIFEBOAT_TEST_EVERY_DEATH").is_some();
-    if asked {
-        let limit = Rlimit {
-            current: Some(OPEN_FILES),
-            maximum: Some(OPEN_FILES),
-        };
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            println!("many deaths may need more open files than are allowed here: {error}");
-        }
-    }
-    asked
+    std::env::var_os("LIFEBOAT_TEST_EVERY_DEATH").is_some()
 }
 
 /// Says which death it was when the flow fails.

@@ -34,6 +34,8 @@ pub struct Gate {
     /// Where the catalog is kept as it was at the death.
     kept: PathBuf,
     killed: AtomicBool,
+    /// Nobody looks any more: whoever comes late is told no.
+    closed: AtomicBool,
     /// Whoever wants to know waits for the first who kills the host.
     buried: OnceLock<()>,
     calls: AtomicU64,
@@ -67,6 +69,7 @@ impl Gate {
             root,
             kept,
             killed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             buried: OnceLock::new(),
             calls: AtomicU64::new(0),
             full: AtomicBool::new(false),
@@ -218,6 +221,12 @@ impl Gate {
         self.bury(|| {});
     }
 
+    /// The test is over: the host is dead, and its threads do not end in the middle of things.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.kill_unkept();
+    }
+
     fn bury(&self, keep: impl FnOnce()) {
         self.buried.get_or_init(|| {
             self.killed.store(true, Ordering::SeqCst);
@@ -232,7 +241,7 @@ impl Gate {
         if !self.is_killed() {
             return Ok(());
         }
-        if std::thread::panicking() {
+        if std::thread::panicking() || self.closed.load(Ordering::SeqCst) {
             return Err(io::Error::other("this host is dead"));
         }
         resume_unwind(Box::new("this host is dead"));

@@ -69,6 +69,8 @@ pub struct Site {
     boot: u32,
     pub gate: Arc<Gate>,
     pub service: Service,
+    /// What earlier lives have left.
+    dead: Vec<(Arc<Gate>, Service)>,
 }
 
 impl Site {
@@ -99,6 +101,7 @@ impl Site {
             boot: 0,
             gate,
             service,
+            dead: Vec::new(),
         }
     }
 
@@ -202,9 +205,9 @@ impl Site {
         let (gate, service) = born.live(self.life);
         let dead = std::mem::replace(&mut self.service, service);
         // Nothing of it may be put in order: its threads end at their next call, and what it
-        // had open stays open.
-        std::mem::forget(dead);
-        self.gate = gate;
+        // had open stays open until nobody looks any more.
+        let its_gate = std::mem::replace(&mut self.gate, gate);
+        self.dead.push((its_gate, dead));
     }
 
     fn kept(&self) -> PathBuf {
@@ -257,6 +260,17 @@ impl Site {
     pub fn told(&self) -> Vec<String> {
         let events = self.service.events(&admin(), 0, 10_000).unwrap();
         events.into_iter().map(|event| event.message).collect()
+    }
+}
+
+impl Drop for Site {
+    /// Threads end, and what every life had open is closed, with nothing written.
+    fn drop(&mut self) {
+        let last = (Arc::clone(&self.gate), self.service.clone());
+        for (gate, service) in self.dead.drain(..).chain([last]) {
+            gate.close();
+            service.stop();
+        }
     }
 }
 
