@@ -346,6 +346,9 @@ impl Service {
             FailoverTrouble::GuestOnDisks => ReturnCode::InvalidState,
             FailoverTrouble::Disks { .. } => ReturnCode::Failed,
         };
+        if let Some(replica) = vm.store().as_ref() {
+            self.note_store(vm, replica);
+        }
         let what = format!("{doing}: {}", with_causes(trouble));
         self.report(
             Some(vm.id),

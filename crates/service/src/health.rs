@@ -13,6 +13,7 @@ use lifeboat_model::relationship::{
 };
 
 use crate::api::{HealthReason, HealthView, LossView, Severity, StartView};
+use crate::failover::FailoverTrouble;
 use crate::relation::Relation;
 use crate::service::{Service, lock};
 use crate::vm::{Trouble, Vm, VmArc};
@@ -83,7 +84,8 @@ impl Service {
             statistics: &statistics,
             last_exchange: relation.saved.last.replicated_at,
             cannot_send: cannot_send(relation, trouble.as_ref()),
-            unfinished: unfinished(relation, trouble.as_ref()),
+            unfinished: unfinished(relation, trouble.as_ref())
+                .or_else(|| self.failed_under_guest(vm, relation)),
             cause: cause_of(relation, trouble.as_ref()),
             catalog: if self.inner.ledger.is_stopped() {
                 Catalog::Stopped
@@ -121,6 +123,18 @@ impl Service {
             backlog: self.backlog_of(vm, relation),
         };
         health::assess(&facts)
+    }
+
+    /// What keeps a failover from being committed or reverted: its store has failed, and cannot be
+    /// opened again while a guest runs on its disks.
+    fn failed_under_guest(&self, vm: &Vm, relation: &Relation) -> Option<String> {
+        let is_failed_over = match &relation.record().role {
+            Role::Replica(replica) => matches!(replica.phase, ReplicaPhase::FailedOver { .. }),
+            Role::Primary(_) => false,
+        };
+        let is_stuck =
+            is_failed_over && vm.store_facts().has_failed && self.power(vm) == VmPower::Running;
+        is_stuck.then(|| FailoverTrouble::GuestOnDisks.to_string())
     }
 
     fn backlog_of(&self, vm: &Vm, relation: &Relation) -> Option<Backlog> {

@@ -62,6 +62,7 @@ impl Service {
 
     /// Notes what a store holds, so that nobody has to wait for it to know.
     pub(crate) fn note_store(&self, vm: &Vm, replica: &ReplicaStore) {
+        crate::service::lock(&vm.store_facts).has_failed = replica.store.has_failed();
         match replica.store.status() {
             Ok(status) => {
                 crate::service::lock(&vm.store_facts).status = Some(status);

@@ -103,6 +103,8 @@ pub(crate) struct Trouble {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StoreFacts {
     pub(crate) status: Option<lifeboat_store::Status>,
+    /// It failed half way, and is used as it is.
+    pub(crate) has_failed: bool,
     /// Bytes per second that applying managed last; never zero.
     pub(crate) apply_speed: Option<u64>,
 }

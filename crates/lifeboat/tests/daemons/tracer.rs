@@ -2,7 +2,8 @@
 //! is killed or a call fails.
 //!
 //! A step is a call to the system that changes files. They are counted over all threads, in the
-//! order in which they begin.
+//! order in which they begin. A filter in the kernel stops threads at these calls alone, so that
+//! everything else takes no longer than without anybody who follows.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,6 +21,10 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
 
 /// `FICLONE` and `FICLONERANGE`: the requests to a file that share blocks.
 const SHARE: [u64; 2] = [0x4004_9409, 0x4020_940d];
@@ -72,7 +77,6 @@ impl Followed {
         let (tell, told) = channel();
         let follower = Follower {
             shared: Arc::clone(&shared),
-            under_way: BTreeMap::new(),
         };
         // Who seized a process is the only thread that may lead it.
         let follower = std::thread::spawn(move || follower.run(command, &tell));
@@ -142,12 +146,10 @@ impl Drop for Followed {
 /// What runs in the thread that leads the daemon.
 struct Follower {
     shared: Arc<Mutex<State>>,
-    /// Calls that have begun and whose end is of interest.
-    under_way: BTreeMap<Pid, Strike>,
 }
 
 impl Follower {
-    fn run(mut self, command: Command, tell: &Sender<io::Result<Pid>>) {
+    fn run(self, command: Command, tell: &Sender<io::Result<Pid>>) {
         let child = match seize(command) {
             Ok(child) => child,
             Err(error) => {
@@ -162,7 +164,7 @@ impl Follower {
     }
 
     /// Leads every thread of the daemon from call to call, until it has ended.
-    fn follow(&mut self, child: Pid) -> nix::Result<ExitStatus> {
+    fn follow(&self, child: Pid) -> nix::Result<ExitStatus> {
         let anyone = Pid::from_raw(-1);
         // Children of other threads are not for this one.
         let ours = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -174,74 +176,84 @@ impl Follower {
                 WaitStatus::Signaled(thread, signal, _) if thread == child => {
                     return Ok(ExitStatus::from_raw(signal as i32));
                 }
-                WaitStatus::PtraceSyscall(thread) => {
-                    match self.call(child, thread) {
-                        // It was killed meanwhile.
-                        Ok(()) | Err(Errno::ESRCH) => {}
-                        Err(error) => return Err(error),
+                WaitStatus::PtraceEvent(thread, _, libc::PTRACE_EVENT_SECCOMP) => {
+                    if unless_killed(self.begins(child, thread))? == Some(Until::ItsEnd) {
+                        unless_killed(ptrace::syscall(thread, None))?;
+                        continue;
                     }
+                    (thread, None)
+                }
+                // The end of a call after which the daemon dies.
+                WaitStatus::PtraceSyscall(thread) => {
+                    unless_killed(kill(child, Signal::SIGKILL))?;
                     (thread, None)
                 }
                 WaitStatus::PtraceEvent(thread, ..) => (thread, None),
                 WaitStatus::Stopped(thread, signal) => (thread, Some(signal)),
                 _ => continue,
             };
-            match ptrace::syscall(thread, signal) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(error) => return Err(error),
-            }
+            unless_killed(ptrace::cont(thread, signal))?;
         }
     }
 
-    /// A thread stands at the beginning or at the end of a call.
-    fn call(&mut self, child: Pid, thread: Pid) -> nix::Result<()> {
+    /// A thread stands at the beginning of a step. Answers up to where it is led from there.
+    fn begins(&self, child: Pid, thread: Pid) -> nix::Result<Until> {
         let mut registers = ptrace::getregs(thread)?;
-        match self.under_way.remove(&thread) {
-            Some(Strike::KillAfter) => return kill(child, Signal::SIGKILL),
-            Some(Strike::Fail) => {
-                registers.rax = (-i64::from(libc::EIO)).cast_unsigned();
-                return ptrace::setregs(thread, registers);
-            }
-            Some(Strike::KillBefore) | None => {}
-        }
-        // Only at its beginning does every call say that there is none.
-        let begins = registers.rax.cast_signed() == -i64::from(libc::ENOSYS);
-        let Some(name) = begins.then(|| step(&registers)).flatten() else {
-            return Ok(());
-        };
         let strike = {
             let mut state = lock(&self.shared);
             if state.spared {
-                return Ok(());
+                return Ok(Until::NextStep);
             }
             let number = state.steps;
             state.steps += 1;
             let planned = state.planned.filter(|(at, _)| *at == number);
             let Some((_, strike)) = planned else {
-                return Ok(());
+                return Ok(Until::NextStep);
             };
             state.planned = None;
+            let name = name(registers.orig_rax.cast_signed());
             state.struck = Some(format!("{strike:?} {name} {}", subject(thread, &registers)));
             strike
         };
         match strike {
-            Strike::KillBefore => return kill(child, Signal::SIGKILL),
-            Strike::KillAfter => {}
+            Strike::KillBefore => kill(child, Signal::SIGKILL)?,
+            Strike::KillAfter => return Ok(Until::ItsEnd),
             Strike::Fail => {
+                // No call has this number: it is left out, and this is its result.
                 registers.orig_rax = u64::MAX;
+                registers.rax = (-i64::from(libc::EIO)).cast_unsigned();
                 ptrace::setregs(thread, registers)?;
             }
         }
-        self.under_way.insert(thread, strike);
-        Ok(())
+        Ok(Until::NextStep)
     }
 }
 
-/// Starts what waits for a word, seizes it and gives the word.
+/// Up to where a thread is led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    NextStep,
+    /// The end of the step at whose beginning it stands.
+    ItsEnd,
+}
+
+/// What is done with a thread that may have been killed meanwhile.
+fn unless_killed<T>(outcome: nix::Result<T>) -> nix::Result<Option<T>> {
+    match outcome {
+        Ok(done) => Ok(Some(done)),
+        Err(Errno::ESRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Starts what waits for a word, seizes it and gives the word. This thread, and whatever it
+/// starts, makes no steps any more but those of which somebody who follows is told.
 fn seize(mut command: Command) -> io::Result<Pid> {
+    seccompiler::apply_filter(&stops_at_steps()).map_err(io::Error::other)?;
     let mut child: Child = command.spawn()?;
     let pid = Pid::from_raw(child.id().cast_signed());
     let options = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACESECCOMP
         | Options::PTRACE_O_TRACECLONE
         | Options::PTRACE_O_TRACEEXEC
         | Options::PTRACE_O_EXITKILL;
@@ -252,27 +264,62 @@ fn seize(mut command: Command) -> io::Result<Pid> {
     Ok(pid)
 }
 
-/// The name of a call that is a step.
-fn step(registers: &user_regs_struct) -> Option<&'static str> {
-    Some(match registers.orig_rax.cast_signed() {
-        libc::SYS_pwrite64 => "pwrite",
-        libc::SYS_pwritev => "pwritev",
-        libc::SYS_pwritev2 => "pwritev2",
-        libc::SYS_fsync => "fsync",
-        libc::SYS_fdatasync => "fdatasync",
-        libc::SYS_syncfs => "syncfs",
-        libc::SYS_ftruncate => "ftruncate",
-        libc::SYS_fallocate => "fallocate",
-        libc::SYS_copy_file_range => "copy_file_range",
-        libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2 => "rename",
-        libc::SYS_link | libc::SYS_linkat => "link",
-        libc::SYS_symlink | libc::SYS_symlinkat => "symlink",
-        libc::SYS_unlink | libc::SYS_unlinkat => "unlink",
-        libc::SYS_mkdir | libc::SYS_mkdirat => "mkdir",
-        libc::SYS_rmdir => "rmdir",
-        libc::SYS_ioctl if SHARE.contains(&registers.rsi) => "share",
-        _ => return None,
-    })
+/// The calls that are steps.
+const STEPS: [(i64, &str); 22] = [
+    (libc::SYS_pwrite64, "pwrite"),
+    (libc::SYS_pwritev, "pwritev"),
+    (libc::SYS_pwritev2, "pwritev2"),
+    (libc::SYS_fsync, "fsync"),
+    (libc::SYS_fdatasync, "fdatasync"),
+    (libc::SYS_syncfs, "syncfs"),
+    (libc::SYS_ftruncate, "ftruncate"),
+    (libc::SYS_fallocate, "fallocate"),
+    (libc::SYS_copy_file_range, "copy_file_range"),
+    (libc::SYS_rename, "rename"),
+    (libc::SYS_renameat, "rename"),
+    (libc::SYS_renameat2, "rename"),
+    (libc::SYS_link, "link"),
+    (libc::SYS_linkat, "link"),
+    (libc::SYS_symlink, "symlink"),
+    (libc::SYS_symlinkat, "symlink"),
+    (libc::SYS_unlink, "unlink"),
+    (libc::SYS_unlinkat, "unlink"),
+    (libc::SYS_mkdir, "mkdir"),
+    (libc::SYS_mkdirat, "mkdir"),
+    (libc::SYS_rmdir, "rmdir"),
+    (libc::SYS_ioctl, "share"),
+];
+
+fn name(call: i64) -> &'static str {
+    let known = STEPS.iter().find(|(number, _)| *number == call);
+    known.map_or("an unknown call", |(_, name)| name)
+}
+
+/// Stops a thread that is followed at the beginning of each step.
+fn stops_at_steps() -> BpfProgram {
+    let shares = |request| {
+        let is_request =
+            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request);
+        SeccompRule::new(vec![is_request?])
+    };
+    let rules: Result<BTreeMap<_, _>, _> = STEPS
+        .into_iter()
+        .map(|(call, _)| {
+            let rules: Result<Vec<_>, _> = match call {
+                libc::SYS_ioctl => SHARE.into_iter().map(shares).collect(),
+                _ => Ok(Vec::new()),
+            };
+            rules.map(|rules| (call, rules))
+        })
+        .collect();
+    let filter = SeccompFilter::new(
+        rules.expect("the requests are numbers"),
+        SeccompAction::Allow,
+        SeccompAction::Trace(0),
+        TargetArch::x86_64,
+    );
+    let program = filter.and_then(BpfProgram::try_from);
+    program.expect("the filter is small")
 }
 
 /// The file that a call is about, if it is an open one.

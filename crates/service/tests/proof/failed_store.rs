@@ -35,10 +35,10 @@ fn a_commit_that_fails_beside_a_running_guest_goes_on_when_the_vm_is_off() {
     world.beta.gate.fail_writes_to(None);
     world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
     world.wait("it says what to do", |world| {
-        let told = world.beta.told();
-        told.iter().any(|told| told.contains("stop the VM"))
+        says(world, At::Beta, "operation_unfinished", "stop the VM")
     });
     world.stop(At::Beta);
+    assert!(!says(&world, At::Beta, "operation_unfinished", ""));
     let commit = VmOperation::CommitFailover;
     world.reach("committed", At::Beta, &commit, |world| {
         world.beta.state(world.vm).1 == ReplicationState::Committed
