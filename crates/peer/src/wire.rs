@@ -254,7 +254,34 @@ impl DigestQuery {
 )]
 mod tests {
     use super::*;
-    use lifeboat_model::{DiskId, LineageId};
+    use lifeboat_model::relationship::MAX_ANCESTORS;
+    use lifeboat_model::{DiskId, Lineage, LineageId, Sequence, Timestamp};
+
+    use crate::message::SessionRequest;
+
+    #[test]
+    fn a_message_has_room_for_all_lineages_that_are_remembered() {
+        let lineage = Lineage {
+            counter: u32::MAX,
+            id: LineageId::from_bytes([0xff; 16]),
+            forked_from: Some((LineageId::from_bytes([0xff; 16]), Sequence::new(u64::MAX))),
+        };
+        let request = SessionRequest {
+            relationship: RelationshipId::from_bytes([1; 16]),
+            lineage,
+            // While failed over one more than is remembered is told.
+            ancestors: vec![lineage; MAX_ANCESTORS + 1],
+            last_receipt: None,
+            wall_clock: Timestamp::from_micros(u64::MAX),
+        };
+        let message = serde_json::to_vec(&request).unwrap();
+        let room_for_the_rest = 64 << 10;
+        assert!(
+            message.len() + room_for_the_rest <= MAX_MESSAGE,
+            "{} bytes",
+            message.len()
+        );
+    }
 
     fn query(unit: u32, ranges: &[std::ops::Range<u64>]) -> DigestQuery {
         DigestQuery {

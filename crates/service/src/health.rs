@@ -250,6 +250,12 @@ fn remedy_of(relation: &Relation, reason: &health::HealthReason, is_running: boo
         }) if is_error => {
             "Compare what the VM holds on both hosts, then name the one whose history is kept: `lifeboat failover survivor`."
         }
+        Role::Primary(Primary::Critical {
+            cause: CriticalCause::ReplicaGone,
+            ..
+        }) if is_error => {
+            "If the other host has lost its catalog, mend that there (`lifeboat catalog rebuild`). If the replica was removed there: `lifeboat replication remove` here, then enable it again."
+        }
         Role::Primary(_) | Role::Replica(_) => reason.remedy(),
     }
 }

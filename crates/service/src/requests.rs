@@ -1,5 +1,6 @@
 //! What is asked of one VM, each request to the part that does it.
 
+use lifeboat_catalog::CatalogError;
 use lifeboat_model::contract::{
     FailoverType, InitialReplicationType, JobType, PointKind, ReplicationState, ReturnCode,
 };
@@ -29,6 +30,11 @@ impl Service {
         vm: &VmArc,
         operation: VmOperation,
     ) -> Result<Accepted, Rejection> {
+        let is_stop = matches!(operation, VmOperation::StopVm { .. });
+        if !is_stop && self.inner.ledger.is_stopped() {
+            // Nothing is begun, here or at the peer, that could not be saved.
+            return Err(not_saved("what is asked for", &CatalogError::Stopped));
+        }
         let needs_store = matches!(
             operation,
             VmOperation::TestFailover { .. }

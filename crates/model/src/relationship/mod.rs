@@ -60,6 +60,11 @@ pub use refused::{Refused, Remedy};
 pub use replica::{ApplyTrouble, Before, Failover, Replica, ReplicaPhase};
 pub use standing::{ReplicaView, Standing};
 
+/// Lineages that are remembered, the newest of them. Each failover is one, and each session tells
+/// them all: a message has room for these. A side that has missed more than so many is no
+/// descendant any more, and an operator names the survivor.
+pub const MAX_ANCESTORS: usize = 1024;
+
 /// One relationship as this host knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,7 +73,8 @@ pub struct Record {
     pub relationship: RelationshipId,
     /// The history that this side writes or follows.
     pub lineage: Lineage,
-    /// What that history descends from, oldest first, abandoned ones included.
+    /// What that history descends from, oldest first, abandoned ones included; at most
+    /// [`MAX_ANCESTORS`].
     pub ancestors: Vec<Lineage>,
     /// The highest number ever drawn here or heard of; a new moment takes the next.
     pub drawn: Sequence,
@@ -250,6 +256,8 @@ impl Record {
     fn remember(&mut self, lineage: Lineage) {
         if !standing::has(&self.ancestors, lineage.id) {
             self.ancestors.push(lineage);
+            let forgotten = self.ancestors.len().saturating_sub(MAX_ANCESTORS);
+            self.ancestors.drain(..forgotten);
         }
     }
 

@@ -118,6 +118,25 @@ fn an_announcement_from_before_the_primary_went_on_is_out_of_date() {
 }
 
 #[test]
+fn the_newest_lineages_are_remembered_however_many_failovers_there_were() {
+    let number = |number: u32| {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        LineageId::from_bytes(bytes)
+    };
+    let mut record = replicating();
+    let first = record.lineage.id;
+    let most = u32::try_from(MAX_ANCESTORS).unwrap();
+    for one in 0..most + 10 {
+        record.fork(number(one), Sequence::new(9), &[]);
+    }
+    assert_eq!(record.ancestors.len(), MAX_ANCESTORS);
+    let missed = |older| standing::descends(&record.lineage, &record.ancestors, older);
+    assert!(missed(number(most)), "a few failovers were missed");
+    assert!(!missed(first), "that is too long ago");
+}
+
+#[test]
 fn a_failover_is_refused_while_the_primary_runs_or_prepares_unless_it_is_forced() {
     let decide = |guest| {
         let event = choose_while(FailoverType::Regular, guest);
