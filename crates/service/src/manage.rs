@@ -235,7 +235,9 @@ impl Service {
     }
 
     pub(crate) fn stop_vm(&self, vm: &VmArc, how: StopHow) -> Result<Accepted, Rejection> {
-        self.save_power(vm, DesiredPower::Off)?;
+        // Saved first, so that no start of this service undoes it; and stopped whatever becomes of
+        // that, because somebody may have to be kept from writing on.
+        let saved = self.save_power(vm, DesiredPower::Off);
         let mode = match how {
             StopHow::ShutDown => StopMode::ShutDown,
             StopHow::PowerOff => StopMode::PowerOff,
@@ -249,6 +251,13 @@ impl Service {
         vm.tell_changed();
         let message = format!("{}: the VM is off", vm.name());
         self.report(Some(vm.id), Severity::Info, "vm_stopped", &message);
+        saved.map_err(|rejection| Rejection {
+            what: format!(
+                "the VM is off, but starts again with the service: {}",
+                rejection.what
+            ),
+            ..rejection
+        })?;
         Ok(Accepted::Completed)
     }
 

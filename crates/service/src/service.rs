@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lifeboat_catalog::Catalog;
 use lifeboat_hypervisor::Hypervisor;
+use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{Effect, Event, Record, Report};
 use lifeboat_model::{Timestamp, VmId};
 use lifeboat_peer::{Link, LinkError, Links, Pace, PeerAddress, Rate, SleepingPace, Throttle};
@@ -280,7 +281,14 @@ impl Service {
 
     pub(crate) fn report_unsaved(&self, vm: &VmArc, error: &StepError) {
         let why = with_causes(error);
-        tracing::error!(vm = %vm.id, "{why}");
+        match error {
+            // Done again when it is its turn: a catalog may take no changes for long, and whatever
+            // led here would be done again and again meanwhile.
+            StepError::Save { .. } => self.note_trouble(vm, ReturnCode::Failed, why),
+            StepError::Refused(_) | StepError::NoRelation => {
+                tracing::error!(vm = %vm.id, "{why}");
+            }
+        }
     }
 
     /// Gives the worker tasks, and the VM a worker if it has none.

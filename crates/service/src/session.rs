@@ -35,6 +35,7 @@ impl Service {
                 let standing = |record: &Record| Event::Session(record.standing(&view));
                 if let Err(error) = self.step_by(vm, standing, |_| {}) {
                     self.report_unsaved(vm, &error);
+                    return;
                 }
                 let mut core = vm.core();
                 // What was held up goes on at once, unless it was refused. A side that is fenced has

@@ -25,8 +25,9 @@ use crate::tracer::{Followed, Strike};
 /// The only disk, of which the guest has written everything.
 const DISK: u64 = 2 << 20;
 
-/// What a flow may send at most, whatever is sent again: less than the disk.
-const LITTLE: u64 = 1 << 20;
+/// What a flow may send at most, whatever is sent again: less than the disk, and than somebody
+/// sends who asks again and again without a pause.
+const LITTLE: u64 = 512 << 10;
 
 /// Runs of a flow by the same two daemons: each session tells of all the failovers that there
 /// were, and is not to be taken for a disk some day.
@@ -434,6 +435,48 @@ fn removed_and_protected_anew(struck: &mut Struck) {
     });
     struck.protect();
     struck.expect_replica();
+}
+
+/// Whatever is asked is refused, before anything is begun here or at the other host; only a VM
+/// is stopped, because somebody may have to be kept from writing on.
+#[test]
+fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
+    let mut struck = Struck::protected();
+    let at = struck.primary;
+    struck.write(at);
+    struck.followed(at).strike_at(0, Strike::Fail);
+    let settings = VmRequest::ModifySettings(SettingsChange {
+        recovery_history: Some(5),
+        ..SettingsChange::default()
+    });
+    let ask = |struck: &Struck, request| {
+        let answer = struck.pair.host(at).client.request(VM, request);
+        answer.err().map(|error| error.to_string())
+    };
+    assert!(ask(&struck, &settings).is_some(), "nothing was struck");
+    let health = struck.pair.host(at).client.health(VM).unwrap().value;
+    let mut kinds = health.reasons.iter().map(|reason| reason.kind.as_str());
+    assert!(kinds.any(|kind| kind == "catalog_stopped"), "{health:?}");
+    for request in [
+        &settings,
+        &VmRequest::Start,
+        &VmRequest::ReplicateNow,
+        &VmRequest::Suspend,
+        &VmRequest::RemoveReplication,
+    ] {
+        let refused = ask(&struck, request).expect("it takes no changes");
+        assert!(refused.contains("restart the service"), "{refused}");
+    }
+    let how = StopHow::PowerOff;
+    let stop = VmRequest::Stop(StopVm { how });
+    let told = ask(&struck, &stop).expect("it cannot be saved");
+    assert!(told.contains("the VM is off, but starts again"), "{told}");
+    let state = |struck: &Struck| struck.pair.host(at).vm(VM).enabled_state;
+    assert_eq!(state(&struck), EnabledState::Disabled.number());
+    struck.settle();
+    struck.pair.host_mut(at).start();
+    struck.run_vm(at);
+    cycle(&mut struck);
 }
 
 #[test]
