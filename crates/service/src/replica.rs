@@ -78,14 +78,12 @@ impl Service {
         loop {
             let phase = match vm.core().relation() {
                 Some(relation) => match &relation.record().role {
-                    Role::Replica(replica) => replica.phase.clone(),
-                    Role::Primary(_) => return,
+                    // What waits is kept where nothing is taken in.
+                    Role::Replica(replica) if replica.receives() => replica.phase.clone(),
+                    Role::Replica(_) | Role::Primary(_) => return,
                 },
                 None => return,
             };
-            if !applies(&phase) {
-                return;
-            }
             if !self.open_if_failed(vm) {
                 self.tell(vm, Event::ApplyFailed(ApplyTrouble::Io));
                 return;
@@ -335,24 +333,6 @@ impl Service {
     /// Has the worker apply what waits.
     pub(crate) fn apply_soon(&self, vm: &VmArc) {
         self.work_on(vm, [Task::Apply]);
-    }
-}
-
-/// Whether what has been received is applied.
-pub(crate) fn applies(phase: &ReplicaPhase) -> bool {
-    match phase {
-        ReplicaPhase::WaitingInitial
-        | ReplicaPhase::Replicating
-        | ReplicaPhase::Resyncing
-        | ReplicaPhase::Critical(_) => true,
-        // What waits is kept.
-        ReplicaPhase::Suspended
-        | ReplicaPhase::FailingOver(_)
-        | ReplicaPhase::FailedOver { .. }
-        | ReplicaPhase::Reverting { .. }
-        | ReplicaPhase::Committing { .. }
-        | ReplicaPhase::Committed { .. }
-        | ReplicaPhase::Reversing { .. } => false,
     }
 }
 

@@ -7,7 +7,6 @@ use lifeboat_model::schedule::{CycleSchedule, Retry, StartAt, automatic_resynchr
 use lifeboat_model::settings::ReplicationInterval;
 
 use crate::relation::Relation;
-use crate::replica::applies;
 use crate::service::Service;
 use crate::vm::{Core, Facts, Vm, VmArc};
 
@@ -161,7 +160,7 @@ impl Service {
                     }
                 }
             }
-            Role::Replica(replica) if applies(&replica.phase) => {
+            Role::Replica(replica) if replica.receives() => {
                 self.apply_soon(vm);
                 self.set_alarm(vm);
             }

@@ -1,5 +1,5 @@
 //! A daemon that is killed, or whose disk fails, at steps of each flow: one in its middle unless
-//! every one is asked for.
+//! more are asked for.
 //!
 //! Each flow leaves the pair as it found it, if with swapped roles, and is done again and again
 //! by the same two daemons: once to count the steps of the one that is struck, then with a kill

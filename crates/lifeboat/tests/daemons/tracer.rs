@@ -2,8 +2,7 @@
 //! is killed or a call fails.
 //!
 //! A step is a call to the system that changes files. They are counted over all threads, in the
-//! order in which they begin. A filter in the kernel stops threads at these calls alone, so that
-//! everything else takes no longer than without anybody who follows.
+//! order in which they begin. A filter in the kernel stops threads at these calls alone.
 
 use std::collections::BTreeMap;
 use std::fs::File;
