@@ -148,19 +148,24 @@ impl Service {
         matches!(power, Ok(PowerState::Running))
     }
 
-    /// Opens a store again that has failed half way, or that could not be opened before. The VM,
-    /// which must be off, gets the disks of its failover from it.
+    /// Opens a store again that has failed half way, that could not be opened before, or whose
+    /// commit was left by its guest. The VM, which must be off, gets the disks of its failover
+    /// from it.
     pub(crate) fn mend_store(&self, vm: &VmArc) -> Result<(), FailoverTrouble> {
         vm.give_up_broken_store();
+        let runs = self.runs(vm);
         let is_whole = {
             let held = vm.store();
-            held.as_ref()
-                .is_some_and(|replica| !replica.store.has_failed())
+            held.as_ref().is_some_and(|replica| {
+                // The guest of a commit that has begun may be off before its end.
+                let is_left = replica.store.is_committing() && !runs;
+                !replica.store.has_failed() && !is_left
+            })
         };
         if is_whole {
             return Ok(());
         }
-        if self.runs(vm) {
+        if runs {
             return Err(FailoverTrouble::GuestOnDisks);
         }
         self.forget_disks(vm)?;

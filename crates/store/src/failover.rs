@@ -151,6 +151,13 @@ impl Store {
         }
     }
 
+    /// Whether a commit has begun that is not complete. It goes on beside the guest that it was
+    /// begun with; without one, opening the store completes it.
+    #[must_use]
+    pub fn is_committing(&self) -> bool {
+        matches!(self.state.phase, Phase::Committing(_))
+    }
+
     /// The failover that is neither reverted nor committed yet, if there is one.
     #[must_use]
     pub fn started_failover(&self) -> Option<StartedFailover> {

@@ -47,6 +47,29 @@ fn a_commit_that_fails_beside_a_running_guest_goes_on_when_the_vm_is_off() {
     world.expect(At::Beta, &written);
 }
 
+#[test]
+fn a_commit_whose_guest_is_off_before_its_end_comes_to_it() {
+    let mut world = World::replicated(85);
+    ready_to_fail_over_again(&mut world);
+    world.start(At::Beta);
+    world.write_at(At::Beta, 5);
+    let written = world.shadow.clone();
+    // What the guest wrote cannot be copied to where it belongs; nothing else fails.
+    world.beta.gate.fail_writes_to(Some("/head.raw"));
+    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    world.wait("the commit fails", |world| {
+        says(world, At::Beta, "operation_unfinished", "commit")
+    });
+    world.stop(At::Beta);
+    world.beta.gate.fail_writes_to(None);
+    let commit = VmOperation::CommitFailover;
+    world.reach("committed", At::Beta, &commit, |world| {
+        world.beta.state(world.vm).1 == ReplicationState::Committed
+    });
+    world.start(At::Beta);
+    world.expect(At::Beta, &written);
+}
+
 fn ready_to_fail_over_again(world: &mut World) {
     world.stop(At::Alpha);
     world.replicate(At::Alpha);
