@@ -9,6 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior};
 
 use crate::error::{CatalogError, Doing};
+use crate::open::{self, OpenError, database_error};
 use crate::readers::Readers;
 
 /// The catalog of one host.
@@ -87,8 +88,8 @@ impl Catalog {
     ///
     /// # Errors
     /// What `change` returns, and accidents of the catalog. After [`CatalogError::Io`] and
-    /// [`CatalogError::Damaged`] no more changes are taken, and whether this one is in the
-    /// catalog is known when it is opened again.
+    /// [`CatalogError::Damaged`] no more changes are taken until [`mend`](Self::mend), after
+    /// which this one is not in the catalog. It may be there when another process opens it.
     pub fn change<T>(
         &self,
         change: impl FnOnce(&Change<'_>) -> Result<T, CatalogError>,
@@ -120,6 +121,38 @@ impl Catalog {
         writer.state == WriterState::Stopped
     }
 
+    /// Takes changes again after one has failed, if the file is good and can be written. Answers
+    /// whether that is so since now; a catalog that takes changes has nothing to mend.
+    ///
+    /// What failed was not acknowledged and is not in the catalog afterwards; everything that was
+    /// acknowledged is, and is durable in the file itself. A crash meanwhile is like any other.
+    ///
+    /// # Errors
+    /// What is still wrong. No changes are taken then; it may be tried again.
+    pub fn mend(&self) -> Result<bool, OpenError> {
+        if !self.is_stopped() {
+            return Ok(false);
+        }
+        // It takes a while, and reads are not kept from going on.
+        let checked = open::reader(&self.path).map_err(database_error("open", &self.path))?;
+        open::refuse_damaged(&checked, &self.path)?;
+        drop(checked);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.state == WriterState::Usable {
+            return Ok(false);
+        }
+        let anew = open::writer(&self.path).map_err(database_error("open", &self.path))?;
+        // The old one holds what it failed to write, and maybe a lock.
+        writer.connection = anew;
+        open::use_log(&writer.connection, &self.path)?;
+        // The log has a tail that failed, which another process would take for a change, and what
+        // is before it may not be on the disk: no sync tells that twice.
+        open::empty_log(&writer.connection, &self.path)?;
+        open::close_in_order(&writer.connection, &self.path)?;
+        writer.state = WriterState::Usable;
+        Ok(true)
+    }
+
     /// Runs `with` on a connection that changes nothing.
     pub(crate) fn with_reader<T>(
         &self,
@@ -137,7 +170,7 @@ impl Catalog {
 
 impl Writer {
     /// No failed write is tried again on the same handle, not even by SQLite's own tidying up
-    /// when it is closed: the log stays, and opening again sorts out what it holds.
+    /// when it is closed: the log stays, and mending or opening again sorts out what it holds.
     fn stop(&mut self) {
         self.state = WriterState::Stopped;
         let kept = self

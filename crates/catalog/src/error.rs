@@ -11,7 +11,7 @@ use crate::rows::RecordVersion;
 /// A read or a change did not happen.
 ///
 /// Whatever the variant, nothing of the change is in the catalog, with one exception:
-/// after [`Io`](Self::Io) it is known only when the catalog is opened again.
+/// after [`Io`](Self::Io) it may be found there by another process that opens the catalog.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     /// An answer: the caller can act on it.
@@ -27,7 +27,7 @@ pub enum CatalogError {
     },
 
     /// The operating system failed a call. After a change the catalog takes no further
-    /// changes, see [`Stopped`](Self::Stopped).
+    /// changes until it is mended, see [`Stopped`](Self::Stopped).
     #[error("{doing}: a file of the catalog could not be read or written")]
     Io {
         doing: &'static str,
@@ -45,7 +45,7 @@ pub enum CatalogError {
 
     /// An earlier change failed in a way after which the open files cannot be trusted.
     #[error(
-        "the catalog takes no changes since a write failed; look at the disk that holds it, then restart the service"
+        "the catalog takes no changes since a write failed; look at the disk that holds it; when it can be written again, changes are taken again"
     )]
     Stopped,
 

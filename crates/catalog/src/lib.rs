@@ -1,7 +1,8 @@
 //! Settings, jobs, events, statistics and a cache of records of one host, in SQLite.
 //!
 //! - A change that returned is durable; one that did not return or failed is not in the
-//!   catalog, and never half of it. See [`Catalog::change`].
+//!   catalog, and never half of it. See [`Catalog::change`], and [`Catalog::mend`] after a write
+//!   that failed.
 //! - What is read in one [`Catalog::read`] is of one instant, and waits for no change.
 //! - A file that is damaged, is no catalog, or was written by a newer build is refused and
 //!   left as it is. An older one is migrated after a copy of it was made.

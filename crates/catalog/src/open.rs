@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -143,7 +143,10 @@ pub(crate) fn open_with(
             refuse_newer(path, schema, migrations)?;
             match closing {
                 Closing::InOrder => {}
-                Closing::ByCrash => refuse_damaged(&connection, path)?,
+                Closing::ByCrash => {
+                    refuse_damaged(&connection, path)?;
+                    write_log_again(path)?;
+                }
             }
             use_log(&connection, path)?;
             if schema < schema::newest(migrations) {
@@ -153,9 +156,7 @@ pub(crate) fn open_with(
             }
         }
     }
-    connection
-        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
-        .map_err(database_error("set up", path))?;
+    close_in_order(&connection, path)?;
     Ok(Catalog::assemble(path.clone(), connection, lock))
 }
 
@@ -209,6 +210,34 @@ impl Closing {
         }
         Ok(Self::InOrder)
     }
+}
+
+/// The last process may have ended because a sync of the log failed. The kernel then takes what
+/// it holds of the log for written, and no later sync writes it; but what is changed from now on
+/// comes after it, and is lost with it. The same bytes once more are on the disk when this returns.
+fn write_log_again(path: &Path) -> Result<(), OpenError> {
+    let log = &beside(path, "-wal");
+    let file = match OpenOptions::new().read(true).write(true).open(log) {
+        Ok(file) => file,
+        // A crash of a migration leaves another kind of log, which SQLite undoes.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(io_error("open", log)(source)),
+    };
+    let mut piece = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut piece, at) {
+            Ok(0) => break,
+            Ok(read) => {
+                file.write_all_at(&piece[..read], at)
+                    .map_err(io_error("write", log))?;
+                at += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(io_error("read", log)(source)),
+        }
+    }
+    file.sync_data().map_err(io_error("sync", log))
 }
 
 /// The file's length; 0 when there is none.
@@ -268,7 +297,7 @@ fn create_file(path: &Path) -> Result<(), OpenError> {
 
 /// The connection for changes. Closing it does not touch the file yet: that is allowed when
 /// the file has been found good.
-fn writer(path: &Path) -> rusqlite::Result<Connection> {
+pub(crate) fn writer(path: &Path) -> rusqlite::Result<Connection> {
     let connection = connection(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Ok(connection)
@@ -296,7 +325,7 @@ pub(crate) fn connection(path: &Path, access: OpenFlags) -> rusqlite::Result<Con
 }
 
 /// Write-ahead log, synced with each change.
-fn use_log(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+pub(crate) fn use_log(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let set_up = || -> rusqlite::Result<String> {
         let mode =
             connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
@@ -312,6 +341,29 @@ fn use_log(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// Brings everything in the log into the file, durably, and begins the log anew.
+pub(crate) fn empty_log(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let doing = "write the log into";
+    let busy: bool = connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+        .map_err(database_error(doing, path))?;
+    if busy {
+        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+        return Err(database_error(doing, path)(rusqlite::Error::SqliteFailure(
+            busy, None,
+        )));
+    }
+    Ok(())
+}
+
+/// The file has been found good: SQLite may tidy up when the connection is closed.
+pub(crate) fn close_in_order(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+        .map_err(database_error("set up", path))?;
+    Ok(())
+}
+
 fn refuse_newer(path: &Path, found: u32, migrations: &[&str]) -> Result<(), OpenError> {
     let known = schema::newest(migrations);
     match found {
@@ -324,7 +376,7 @@ fn refuse_newer(path: &Path, found: u32, migrations: &[&str]) -> Result<(), Open
     }
 }
 
-fn refuse_damaged(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+pub(crate) fn refuse_damaged(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     match schema::damage(connection).map_err(database_error("check", path))? {
         None => Ok(()),
         Some(what) => Err(OpenError::Damaged {
@@ -375,7 +427,10 @@ pub(crate) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Erro
     }
 }
 
-fn database_error(doing: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> OpenError {
+pub(crate) fn database_error(
+    doing: &'static str,
+    path: &Path,
+) -> impl FnOnce(rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     move |error| match Accident::of(&error) {
         Accident::Damage => OpenError::Damaged {

@@ -15,10 +15,13 @@ use std::process::{Command, Stdio};
 use lifeboat_catalog::{
     Catalog, CatalogError, EventFilter, EventId, OnMissing, Place, RecordVersion,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use support::{document, event, fresh, relationship, relationship_id};
 
 const CATALOG: &str = "LIFEBOAT_TEST_CATALOG";
+/// Set where the process also mends what failed.
+const MEND: &str = "LIFEBOAT_TEST_MEND";
 const ACKNOWLEDGED: &str = "acknowledged ";
 
 fn change_once(catalog: &Catalog, version: RecordVersion) -> Result<RecordVersion, CatalogError> {
@@ -124,8 +127,8 @@ fn a_killed_process_leaves_exactly_what_was_acknowledged() {
 }
 
 #[test]
-fn a_write_that_fails_stops_changes_and_loses_nothing() {
-    const NAME: &str = "a_write_that_fails_stops_changes_and_loses_nothing";
+fn a_write_that_fails_stops_changes_until_it_is_mended_and_loses_nothing() {
+    const NAME: &str = "a_write_that_fails_stops_changes_until_it_is_mended_and_loses_nothing";
     if let Some(path) = env::var_os(CATALOG) {
         let catalog = Catalog::open(Path::new(&path), OnMissing::Refuse).unwrap();
         let mut version = record_version(&catalog);
@@ -141,6 +144,27 @@ fn a_write_that_fails_stops_changes_and_loses_nothing() {
         assert!(matches!(error, CatalogError::Stopped), "{error:?}");
         assert!(catalog.is_stopped());
         assert_eq!(record_version(&catalog), version, "reads go on");
+        if env::var_os(MEND).is_none() {
+            return;
+        }
+        limit_files(Some(4096));
+        let error = catalog.mend().unwrap_err();
+        assert!(catalog.is_stopped(), "{error}");
+        let error = change_once(&catalog, version).unwrap_err();
+        assert!(matches!(error, CatalogError::Stopped), "{error:?}");
+        limit_files(None);
+        assert!(catalog.mend().unwrap());
+        assert!(!catalog.mend().unwrap(), "there is nothing to mend");
+        assert_eq!(
+            record_version(&catalog),
+            version,
+            "what failed is not there"
+        );
+        assert_whole(&catalog);
+        for _ in 0..100 {
+            version = change_once(&catalog, version).unwrap();
+            acknowledge(version);
+        }
         return;
     }
     let (_directory, catalog) = fresh();
@@ -150,15 +174,38 @@ fn a_write_that_fails_stops_changes_and_loses_nothing() {
         .unwrap();
     let path = catalog.path().to_owned();
     drop(catalog);
-    // The kernel refuses to let any file grow beyond the limit: the log is the first.
-    let child = Command::new("sh")
+    let last = run_with_files_limited(NAME, &path, false);
+    let catalog = Catalog::open(&path, OnMissing::Refuse).unwrap();
+    let found = record_version(&catalog);
+    assert!(
+        (last..=last + 1).contains(&found.number()),
+        "acknowledged {last}, found {found}"
+    );
+    assert_whole(&catalog);
+    change_once(&catalog, found).unwrap();
+    drop(catalog);
+
+    let mended = run_with_files_limited(NAME, &path, true);
+    assert!(mended > found.number() + 100, "{mended}");
+    let catalog = Catalog::open(&path, OnMissing::Refuse).unwrap();
+    assert_eq!(record_version(&catalog).number(), mended);
+    assert_whole(&catalog);
+}
+
+/// Runs this program as the process of the test `name` and answers the last change that it
+/// acknowledged. The kernel lets no file grow beyond a limit: the log is the first to reach it.
+fn run_with_files_limited(name: &str, path: &Path, mend: bool) -> u64 {
+    let mut command = Command::new("sh");
+    command
         .arg("-c")
-        .arg("trap '' XFSZ; ulimit -f 4000; exec \"$@\"")
+        .arg("trap '' XFSZ; ulimit -S -f 4000; exec \"$@\"")
         .arg("sh")
-        .args(again(NAME))
-        .env(CATALOG, &path)
-        .output()
-        .unwrap();
+        .args(again(name))
+        .env(CATALOG, path);
+    if mend {
+        command.env(MEND, "yes");
+    }
+    let child = command.output().unwrap();
     let said = String::from_utf8_lossy(&child.stdout);
     let errors = String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success(), "{said}{errors}");
@@ -168,12 +215,12 @@ fn a_write_that_fails_stops_changes_and_loses_nothing() {
         .next_back()
         .unwrap();
     assert!(last > 50, "{said}");
-    let catalog = Catalog::open(&path, OnMissing::Refuse).unwrap();
-    let found = record_version(&catalog);
-    assert!(
-        (last..=last + 1).contains(&found.number()),
-        "acknowledged {last}, found {found}"
-    );
-    assert_whole(&catalog);
-    change_once(&catalog, found).unwrap();
+    last
+}
+
+/// Lets no file grow beyond so many bytes, or any.
+fn limit_files(bytes: Option<u64>) {
+    let maximum = getrlimit(Resource::Fsize).maximum;
+    let current = bytes.or(maximum);
+    setrlimit(Resource::Fsize, Rlimit { current, maximum }).unwrap();
 }

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use lifeboat_model::{RelationshipId, Timestamp, VmId};
 use rusqlite::Connection;
@@ -452,6 +453,30 @@ fn a_row_that_makes_no_sense_is_damage_and_no_panic() {
             "{sql}: {error:?}"
         );
     }
+}
+
+#[test]
+fn a_log_that_a_crash_left_is_written_once_more_before_anything_follows_it() {
+    let directory = TempDir::new().unwrap();
+    let path = catalog_path(&directory);
+    let catalog = Catalog::open(&path, OnMissing::Create).unwrap();
+    add_event(&catalog, "kept").unwrap();
+    // A copy of the files while they are open is what a crash leaves.
+    let left = TempDir::new().unwrap();
+    let copy = catalog_path(&left);
+    let log = beside(&copy, "-wal");
+    fs::copy(&path, &copy).unwrap();
+    fs::copy(beside(&path, "-wal"), &log).unwrap();
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let file = OpenOptions::new().write(true).open(&log).unwrap();
+    file.set_modified(long_ago).unwrap();
+    let before = fs::read(&log).unwrap();
+
+    let opened = Catalog::open(&copy, OnMissing::Refuse).unwrap();
+    assert_eq!(fs::read(&log).unwrap(), before);
+    assert!(file.metadata().unwrap().modified().unwrap() > long_ago);
+    let last = opened.read(|reader| reader.event_last_id());
+    assert_eq!(last.unwrap().number(), 1);
 }
 
 #[test]
