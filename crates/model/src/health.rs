@@ -242,7 +242,7 @@ impl HealthReason {
                 "See whether the service runs and can read the folder of the replica."
             }
             Self::CatalogStopped => {
-                "Look at the disk that holds the catalog, then restart the service on this host. Guests whose disks the service itself serves stop with it."
+                "Look at the disk that holds the catalog, and at the log of the service. When the disk can be written again, the service goes on by itself within seconds."
             }
             Self::Unverified => {
                 "Wait until both sides are compared. If it does not end, start a resynchronization."

@@ -225,7 +225,7 @@ impl Service {
     }
 
     /// Goes on with what the record says was under way.
-    fn go_on(&self, vm: &VmArc) {
+    pub(crate) fn go_on(&self, vm: &VmArc) {
         let role = vm
             .core()
             .relation()

@@ -389,9 +389,7 @@ impl Service {
         job.row.time_of_last_state_change = now;
         job.row.final_at = Some(now);
         job.row.cancellable = false;
-        if let Err(error) = self.inner.ledger.save_job(&job.row) {
-            tracing::error!("save the end of a job: {}", with_causes(&error));
-        }
+        self.save_ended_job(job.row);
     }
 
     /// Ends a job at its operator's wish. What it waits for goes on.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lifeboat_catalog::{
     Activity, AuthorizationEntry as EntryRow, Catalog, CatalogError, DesiredPower, Document,
     EventFilter, EventId, EventRetention, Job, JobFilter, JobId, JobPage, JobRetention,
-    NewAuditRow, NewEvent, NewRelationship, Place, RecordVersion, Side, Vm as VmRow,
+    NewAuditRow, NewEvent, NewRelationship, OpenError, Place, RecordVersion, Side, Vm as VmRow,
 };
 use lifeboat_model::authorization::AuthorizationEntry;
 use lifeboat_model::relationship::Role;
@@ -55,6 +55,11 @@ impl Ledger {
     /// Whether nothing can be remembered any more.
     pub(crate) fn is_stopped(&self) -> bool {
         self.catalog.is_stopped()
+    }
+
+    /// Has a catalog that failed take changes again; answers whether it does since now.
+    pub(crate) fn mend(&self) -> Result<bool, OpenError> {
+        self.catalog.mend()
     }
 
     pub(crate) fn add_vm(&self, row: &VmRow) -> Result<(), CatalogError> {

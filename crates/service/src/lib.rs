@@ -36,6 +36,7 @@ mod kept_replica;
 mod ledger;
 mod limits;
 mod manage;
+mod mending;
 mod news;
 mod note;
 mod operations;

@@ -31,7 +31,7 @@ impl Service {
         operation: VmOperation,
     ) -> Result<Accepted, Rejection> {
         let is_stop = matches!(operation, VmOperation::StopVm { .. });
-        if !is_stop && self.inner.ledger.is_stopped() {
+        if !is_stop && self.inner.ledger.is_stopped() && !self.mend_catalog() {
             // Nothing is begun, here or at the peer, that could not be saved.
             return Err(not_saved("what is asked for", &CatalogError::Stopped));
         }

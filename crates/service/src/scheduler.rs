@@ -56,8 +56,8 @@ impl Scheduler {
         self.changed.notify_all();
     }
 
-    /// Waits for the next alarm at most until it is due by `now`.
-    pub(crate) fn next(&self, now: Duration) -> Alarm {
+    /// Waits for the next alarm until it is due by `now`, and no longer than `longest`.
+    pub(crate) fn next(&self, now: Duration, longest: Duration) -> Alarm {
         let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
         if alarms.ended {
             return Alarm::Ended;
@@ -68,17 +68,11 @@ impl Scheduler {
                 alarms.by_vm.remove(&vm);
                 Alarm::Due(vm)
             }
-            Some((at, _)) => {
+            next => {
+                let wait = next.map_or(longest, |(at, _)| longest.min(at - now));
                 let _ = self
                     .changed
-                    .wait_timeout(alarms, at - now)
-                    .unwrap_or_else(PoisonError::into_inner);
-                Alarm::Again
-            }
-            None => {
-                let _alarms = self
-                    .changed
-                    .wait(alarms)
+                    .wait_timeout(alarms, wait)
                     .unwrap_or_else(PoisonError::into_inner);
                 Alarm::Again
             }
@@ -104,18 +98,18 @@ mod tests {
         scheduler.set(vm(1), Some(at(5)));
         scheduler.set(vm(3), None);
         assert_eq!(scheduler.at(vm(1)), Some(at(5)));
-        assert_eq!(scheduler.next(at(100)), Alarm::Due(vm(1)));
-        assert_eq!(scheduler.next(at(100)), Alarm::Due(vm(2)));
+        assert_eq!(scheduler.next(at(100), Duration::MAX), Alarm::Due(vm(1)));
+        assert_eq!(scheduler.next(at(100), Duration::MAX), Alarm::Due(vm(2)));
         assert_eq!(scheduler.at(vm(1)), None);
         scheduler.end();
-        assert_eq!(scheduler.next(at(100)), Alarm::Ended);
+        assert_eq!(scheduler.next(at(100), Duration::MAX), Alarm::Ended);
     }
 
     #[test]
     fn an_alarm_is_not_due_before_its_time() {
         let scheduler = Scheduler::default();
         scheduler.set(vm(1), Some(Duration::from_millis(1)));
-        assert_eq!(scheduler.next(Duration::ZERO), Alarm::Again);
+        assert_eq!(scheduler.next(Duration::ZERO, Duration::MAX), Alarm::Again);
         assert_eq!(scheduler.at(vm(1)), Some(Duration::from_millis(1)));
     }
 }

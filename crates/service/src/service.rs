@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lifeboat_catalog::Catalog;
+use lifeboat_catalog::{Catalog, Job};
 use lifeboat_hypervisor::Hypervisor;
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{Effect, Event, Record, Report};
@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::ServiceConfig;
 use crate::ledger::Ledger;
 use crate::limits::Places;
+use crate::mending::{MENDED_AGAIN, Mending};
 use crate::news::News;
 use crate::relation::{PeerPlace, Relation};
 use crate::scheduler::{Alarm, Scheduler};
@@ -49,6 +50,8 @@ pub(crate) struct Inner {
     pub(crate) throttle: Arc<Throttle>,
     /// What front doors show of listeners and certificates.
     pub(crate) standing: Mutex<HostStanding>,
+    /// Jobs that have ended and whose rows do not say so yet.
+    pub(crate) unsaved_jobs: Mutex<Vec<Job>>,
     timer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -114,6 +117,7 @@ impl Service {
                 pace,
                 throttle,
                 standing: Mutex::default(),
+                unsaved_jobs: Mutex::default(),
                 timer: Mutex::new(None),
             }),
         };
@@ -155,8 +159,11 @@ impl Service {
     }
 
     fn run_timer(&self) {
+        let mut mending = Mending::default();
         loop {
-            match self.inner.scheduler.next(self.inner.clock.monotonic()) {
+            self.mend_catalog_when_due(&mut mending);
+            let now = self.inner.clock.monotonic();
+            match self.inner.scheduler.next(now, MENDED_AGAIN) {
                 Alarm::Ended => return,
                 Alarm::Again => {}
                 Alarm::Due(vm) => {
@@ -284,7 +291,10 @@ impl Service {
         match error {
             // Done again when it is its turn: a catalog may take no changes for long, and whatever
             // led here would be done again and again meanwhile.
-            StepError::Save { .. } => self.note_trouble(vm, ReturnCode::Failed, why),
+            StepError::Save { .. } => {
+                self.note_trouble(vm, ReturnCode::Failed, why);
+                vm.core().facts.unsaved = true;
+            }
             StepError::Refused(_) | StepError::NoRelation => {
                 tracing::error!(vm = %vm.id, "{why}");
             }

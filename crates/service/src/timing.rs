@@ -6,6 +6,7 @@ use lifeboat_model::relationship::{Cycle, Event, Primary, ReplicaPhase, Role, Wo
 use lifeboat_model::schedule::{CycleSchedule, Retry, StartAt, automatic_resynchronization};
 use lifeboat_model::settings::ReplicationInterval;
 
+use crate::mending::MENDED_AGAIN;
 use crate::relation::Relation;
 use crate::service::Service;
 use crate::vm::{Core, Facts, Vm, VmArc};
@@ -32,6 +33,9 @@ impl Service {
     fn next_due(&self, core: &Core) -> Option<Duration> {
         let relation = core.relation()?;
         let now = self.inner.clock.monotonic();
+        if core.facts.unsaved {
+            return Some(now + MENDED_AGAIN);
+        }
         match &relation.record().role {
             Role::Primary(primary) => self.primary_due(primary, relation, &core.facts, now),
             Role::Replica(replica) => {
@@ -132,6 +136,10 @@ impl Service {
 
     /// The alarm has rung.
     pub(crate) fn wake(&self, vm: &VmArc) {
+        if vm.core().facts.unsaved {
+            self.find_lost_event(vm);
+            return;
+        }
         let (role, settings) = {
             let mut core = vm.core();
             // A wish that comes while something is under way is for what follows it.
@@ -166,14 +174,18 @@ impl Service {
             }
             Role::Primary(_) | Role::Replica(_) => {
                 if !vm.is_free() {
-                    // What is under way goes on; what it leaves is looked at when it ends.
-                    let again = self.inner.clock.monotonic() + Duration::from_secs(1);
-                    self.inner.scheduler.set(vm.id, Some(again));
+                    self.wake_soon(vm);
                     return;
                 }
                 self.tell(vm, Event::Due);
             }
         }
+    }
+
+    /// What is under way goes on; what it leaves is looked at when it ends.
+    pub(crate) fn wake_soon(&self, vm: &Vm) {
+        let again = self.inner.clock.monotonic() + Duration::from_secs(1);
+        self.inner.scheduler.set(vm.id, Some(again));
     }
 }
 

@@ -89,6 +89,8 @@ pub(crate) struct Facts {
     pub(crate) is_refused: bool,
     /// The store failed and could not be opened again: it is tried when it is needed.
     pub(crate) store_failed: bool,
+    /// What followed from an event could not be saved, and the event is lost.
+    pub(crate) unsaved: bool,
 }
 
 /// Something that went wrong, for people.

@@ -17,9 +17,6 @@ pub const VM: &str = "web";
 /// Bytes read at a time when a disk is compared.
 const COMPARED: usize = 8 << 20;
 
-/// What a host asks for whose catalog takes no changes any more.
-const RESTART: &str = "then restart the service";
-
 /// Which of the two hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
@@ -154,19 +151,7 @@ impl Pair {
             }
             if look % 8 == 0 {
                 let answer = self.host(at).client.request(VM, request);
-                let refusal = answer.err().map(|error| error.to_string());
-                if let Some(text) = refusal.as_deref()
-                    && text.contains(RESTART)
-                {
-                    let asks = if text.contains("the peer refused") {
-                        at.other()
-                    } else {
-                        at
-                    };
-                    self.note_what_was_struck(asks);
-                    self.host_mut(asks).start();
-                }
-                refused = refusal.or(refused);
+                refused = answer.err().map(|error| error.to_string()).or(refused);
                 self.nudge();
                 self.do_as_health_says();
             }
@@ -196,11 +181,8 @@ impl Pair {
             let health = self.host(at).ask(|client| client.health(VM));
             for reason in health.into_iter().flat_map(|health| health.reasons) {
                 match reason.kind.as_str() {
-                    "catalog_stopped" => {
-                        self.note_what_was_struck(at);
-                        self.host_mut(at).start();
-                        break;
-                    }
+                    // It goes on by itself, at the latest when something is asked for.
+                    "catalog_stopped" => self.note_what_was_struck(at),
                     "operation_unfinished" => {
                         // It need not run.
                         let how = StopHow::PowerOff;

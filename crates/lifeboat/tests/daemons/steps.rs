@@ -9,6 +9,7 @@
 //! as a whole.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
 
 use lifeboat_model::contract::{EnabledState, ReplicationMode, ReplicationState};
 use lifeboat_rest::client::VmRequest;
@@ -438,13 +439,14 @@ fn removed_and_protected_anew(struck: &mut Struck) {
 }
 
 /// Whatever is asked is refused, before anything is begun here or at the other host; only a VM
-/// is stopped, because somebody may have to be kept from writing on.
+/// is stopped, because somebody may have to be kept from writing on. When the disk is mended, the
+/// host goes on by itself.
 #[test]
 fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
     let mut struck = Struck::protected();
     let at = struck.primary;
     struck.write(at);
-    struck.followed(at).strike_at(0, Strike::Fail);
+    struck.followed(at).fail_at(Some("/catalog.db"));
     let settings = VmRequest::ModifySettings(SettingsChange {
         recovery_history: Some(5),
         ..SettingsChange::default()
@@ -465,7 +467,10 @@ fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
         &VmRequest::RemoveReplication,
     ] {
         let refused = ask(&struck, request).expect("it takes no changes");
-        assert!(refused.contains("restart the service"), "{refused}");
+        assert!(
+            refused.contains("the catalog takes no changes"),
+            "{refused}"
+        );
     }
     let how = StopHow::PowerOff;
     let stop = VmRequest::Stop(StopVm { how });
@@ -474,7 +479,18 @@ fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
     let state = |struck: &Struck| struck.pair.host(at).vm(VM).enabled_state;
     assert_eq!(state(&struck), EnabledState::Disabled.number());
     struck.settle();
-    struck.pair.host_mut(at).start();
+    let is_mended = |struck: &Struck| {
+        let health = struck.pair.host(at).ask(|client| client.health(VM));
+        let reasons = health.into_iter().flat_map(|health| health.reasons);
+        let mut kinds = reasons.map(|reason| reason.kind);
+        !kinds.any(|kind| kind == "catalog_stopped")
+    };
+    // Nothing is asked for meanwhile.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_mended(&struck) {
+        assert!(Instant::now() < deadline, "{}", struck.pair.story());
+        std::thread::sleep(Duration::from_millis(200));
+    }
     struck.run_vm(at);
     cycle(&mut struck);
 }

@@ -50,6 +50,8 @@ struct State {
     /// Steps so far that count.
     steps: u64,
     planned: Option<(u64, Strike)>,
+    /// Every step on a file whose path has this in it fails.
+    failing: Option<&'static str>,
     /// Nothing counts, and nothing happens.
     spared: bool,
     /// The step that was struck.
@@ -103,6 +105,13 @@ impl Followed {
         state.spared = false;
     }
 
+    /// From now on the device fails at files whose path has this in it; at none with nothing.
+    pub fn fail_at(&self, part: Option<&'static str>) {
+        let mut state = self.state();
+        state.failing = part;
+        state.spared = false;
+    }
+
     /// Until [`expose`](Self::expose) nothing happens, and no step counts.
     pub fn spare(&self) {
         self.state().spared = true;
@@ -116,6 +125,7 @@ impl Followed {
     pub fn live_on(&self) {
         let mut state = self.state();
         state.planned = None;
+        state.failing = None;
         state.spared = true;
     }
 
@@ -205,11 +215,15 @@ impl Follower {
             }
             let number = state.steps;
             state.steps += 1;
-            let planned = state.planned.filter(|(at, _)| *at == number);
-            let Some((_, strike)) = planned else {
-                return Ok(Until::NextStep);
+            let is_failing = |part| subject(thread, &registers).contains(part);
+            let strike = match state.planned {
+                Some((at, strike)) if at == number => {
+                    state.planned = None;
+                    strike
+                }
+                _ if state.failing.is_some_and(is_failing) => Strike::Fail,
+                _ => return Ok(Until::NextStep),
             };
-            state.planned = None;
             let name = name(registers.orig_rax.cast_signed());
             state.struck = Some(format!("{strike:?} {name} {}", subject(thread, &registers)));
             strike
