@@ -213,8 +213,10 @@ impl Service {
         };
         let (lineage, ancestors) = told_lineage(record);
         let held = vm.store();
+        // What is received is applied: nobody need fear for a copy that has its end.
         let copy = held
             .as_ref()
+            .filter(|replica| !replica.store.is_copy_closed())
             .and_then(|replica| replica.store.copy_status())
             .map(|status| progress_of(&status));
         let tip = held.as_ref().and_then(|replica| replica.store.tip_moment());

@@ -153,6 +153,13 @@ impl Store {
         self.change(|store| store.save(&Record::Verified))
     }
 
+    /// Whether the delta that ends the copy was received, and waits to be applied.
+    #[must_use]
+    pub fn is_copy_closed(&self) -> bool {
+        // While a copy is under way nothing else is received before it.
+        self.state.mixed.is_some() && !self.spool.is_empty()
+    }
+
     /// How far the copy has come that is under way, if one is.
     #[must_use]
     pub fn copy_status(&self) -> Option<CopyStatus> {

@@ -1,7 +1,8 @@
 //! A store that fails half way while somebody uses its disks: it is opened again as soon as
 //! nobody does, and health says what has to end.
 
-use lifeboat_model::contract::ReplicationState;
+use lifeboat_model::contract::{InitialReplicationType, ReplicationState};
+use lifeboat_model::settings::SettingsChange;
 use lifeboat_service::api::{Operations as _, VmOperation, VmRef};
 
 use crate::crashes::fail_over;
@@ -161,5 +162,34 @@ fn a_planned_failover_is_prepared_whichever_sync_of_the_replica_fails() {
             world.expect(At::Beta, &written);
         }
         assert!(failed > 0, "{name} is not synced");
+    }
+}
+
+/// The end of a first copy may be received and not applied when the replica is asked what it holds:
+/// that is no reason to compare everything.
+#[test]
+fn a_first_copy_ends_whichever_sync_of_the_replicas_disk_fails() {
+    for after in 0.. {
+        let mut world = World::new(94, &[("vda", 4 << 20)]);
+        world.enable(SettingsChange::default());
+        world.beta.gate.fail_sync_of("head.raw", after);
+        let start = VmOperation::StartReplication {
+            kind: InitialReplicationType::NetworkTransfer,
+            at: None,
+        };
+        world.reach("everything is sent", At::Alpha, &start, |world| {
+            world.alpha.state(world.vm).1 == ReplicationState::Replicating
+        });
+        // A host that starts asks its peer what it holds.
+        world.alpha.restart();
+        world.replicate(At::Alpha);
+        world.expect_replica(At::Beta);
+        let (copied, _) = world.traffic();
+        assert!(copied < 6 << 20, "{copied} bytes of copies travelled");
+        if world.beta.gate.will_fail_a_sync() {
+            assert!(after > 1, "no sync has failed");
+            return;
+        }
+        world.beta.gate.close();
     }
 }
