@@ -10,7 +10,7 @@ use lifeboat_catalog::Job;
 
 use crate::api::Severity;
 use crate::service::{Service, lock, with_causes};
-use crate::vm::VmArc;
+use crate::vm::{Vm, VmArc};
 
 /// How often it is tried.
 pub(crate) const MENDED_AGAIN: Duration = Duration::from_secs(10);
@@ -70,9 +70,10 @@ impl Service {
         }
         let now = self.inner.clock.monotonic();
         for vm in self.all_vms() {
-            if vm.core().facts.unsaved {
-                self.inner.scheduler.set(vm.id, Some(now));
-            }
+            let mut core = vm.core();
+            core.facts.unsaved = core.facts.unsaved.map(|_| now);
+            drop(core);
+            self.set_alarm(&vm);
         }
     }
 
@@ -86,13 +87,19 @@ impl Service {
         }
     }
 
+    pub(crate) fn look_for_lost_event_later(&self, vm: &Vm) {
+        let later = self.inner.clock.monotonic() + MENDED_AGAIN;
+        vm.core().facts.unsaved = Some(later);
+    }
+
     /// Goes on as after a restart with a VM of which an event is lost, once it can be saved what
-    /// follows and nothing is under way. Until then the record may say that something is.
+    /// follows and nothing is under way.
     pub(crate) fn find_lost_event(&self, vm: &VmArc) {
         if self.inner.ledger.is_stopped() {
+            self.look_for_lost_event_later(vm);
             self.set_alarm(vm);
         } else if vm.is_free() {
-            vm.core().facts.unsaved = false;
+            vm.core().facts.unsaved = None;
             self.go_on(vm);
         } else {
             self.wake_soon(vm);

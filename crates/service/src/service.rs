@@ -293,7 +293,7 @@ impl Service {
             // led here would be done again and again meanwhile.
             StepError::Save { .. } => {
                 self.note_trouble(vm, ReturnCode::Failed, why);
-                vm.core().facts.unsaved = true;
+                self.look_for_lost_event_later(vm);
             }
             StepError::Refused(_) | StepError::NoRelation => {
                 tracing::error!(vm = %vm.id, "{why}");

@@ -6,7 +6,6 @@ use lifeboat_model::relationship::{Cycle, Event, Primary, ReplicaPhase, Role, Wo
 use lifeboat_model::schedule::{CycleSchedule, Retry, StartAt, automatic_resynchronization};
 use lifeboat_model::settings::ReplicationInterval;
 
-use crate::mending::MENDED_AGAIN;
 use crate::relation::Relation;
 use crate::service::Service;
 use crate::vm::{Core, Facts, Vm, VmArc};
@@ -33,8 +32,9 @@ impl Service {
     fn next_due(&self, core: &Core) -> Option<Duration> {
         let relation = core.relation()?;
         let now = self.inner.clock.monotonic();
-        if core.facts.unsaved {
-            return Some(now + MENDED_AGAIN);
+        // Until then the record may say that something is under way.
+        if core.facts.unsaved.is_some() {
+            return core.facts.unsaved;
         }
         match &relation.record().role {
             Role::Primary(primary) => self.primary_due(primary, relation, &core.facts, now),
@@ -136,7 +136,7 @@ impl Service {
 
     /// The alarm has rung.
     pub(crate) fn wake(&self, vm: &VmArc) {
-        if vm.core().facts.unsaved {
+        if vm.core().facts.unsaved.is_some() {
             self.find_lost_event(vm);
             return;
         }
