@@ -11,7 +11,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::errno::Errno;
@@ -41,8 +41,15 @@ pub enum Strike {
 #[derive(Debug)]
 pub struct Followed {
     child: Pid,
-    shared: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
     follower: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Notified when the daemon has ended.
+    ended: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +61,8 @@ struct State {
     failing: Option<&'static str>,
     /// Nothing counts, and nothing happens.
     spared: bool,
+    /// It was killed, or is killed at the end of a call: it ends soon.
+    dying: bool,
     /// The step that was struck.
     struck: Option<String>,
     ended: Option<ExitStatus>,
@@ -71,10 +80,8 @@ impl Followed {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log);
-        let shared = Arc::new(Mutex::new(State {
-            spared: true,
-            ..State::default()
-        }));
+        let shared = Arc::new(Shared::default());
+        lock(&shared.state).spared = true;
         let (tell, told) = channel();
         let follower = Follower {
             shared: Arc::clone(&shared),
@@ -90,7 +97,7 @@ impl Followed {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.shared)
+        lock(&self.shared.state)
     }
 
     /// Steps that counted so far.
@@ -134,8 +141,11 @@ impl Followed {
         self.state().struck.take()
     }
 
+    /// How it ended. One that is about to end is waited for.
     pub fn ended(&self) -> Option<ExitStatus> {
-        self.state().ended
+        let lives_on = |state: &mut State| state.dying && state.ended.is_none();
+        let state = self.shared.ended.wait_while(self.state(), lives_on);
+        state.unwrap_or_else(PoisonError::into_inner).ended
     }
 }
 
@@ -154,7 +164,7 @@ impl Drop for Followed {
 
 /// What runs in the thread that leads the daemon.
 struct Follower {
-    shared: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
 }
 
 impl Follower {
@@ -169,7 +179,8 @@ impl Follower {
         };
         let _ = tell.send(Ok(child));
         let ended = self.follow(child).expect("follow the daemon");
-        lock(&self.shared).ended = Some(ended);
+        lock(&self.shared.state).ended = Some(ended);
+        self.shared.ended.notify_all();
     }
 
     /// Leads every thread of the daemon from call to call, until it has ended.
@@ -209,7 +220,7 @@ impl Follower {
     fn begins(&self, child: Pid, thread: Pid) -> nix::Result<Until> {
         let mut registers = ptrace::getregs(thread)?;
         let strike = {
-            let mut state = lock(&self.shared);
+            let mut state = lock(&self.shared.state);
             if state.spared {
                 return Ok(Until::NextStep);
             }
@@ -225,6 +236,7 @@ impl Follower {
                 _ => return Ok(Until::NextStep),
             };
             let name = name(registers.orig_rax.cast_signed());
+            state.dying = strike != Strike::Fail;
             state.struck = Some(format!("{strike:?} {name} {}", subject(thread, &registers)));
             strike
         };
