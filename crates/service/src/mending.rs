@@ -71,7 +71,7 @@ impl Service {
         let now = self.inner.clock.monotonic();
         for vm in self.all_vms() {
             let mut core = vm.core();
-            core.facts.unsaved = core.facts.unsaved.map(|_| now);
+            core.facts.lost_event = core.facts.lost_event.map(|_| now);
             drop(core);
             self.set_alarm(&vm);
         }
@@ -89,7 +89,7 @@ impl Service {
 
     pub(crate) fn look_for_lost_event_later(&self, vm: &Vm) {
         let later = self.inner.clock.monotonic() + MENDED_AGAIN;
-        vm.core().facts.unsaved = Some(later);
+        vm.core().facts.lost_event = Some(later);
     }
 
     /// Goes on as after a restart with a VM of which an event is lost, once it can be saved what
@@ -99,7 +99,7 @@ impl Service {
             self.look_for_lost_event_later(vm);
             self.set_alarm(vm);
         } else if vm.is_free() {
-            vm.core().facts.unsaved = None;
+            vm.core().facts.lost_event = None;
             self.go_on(vm);
         } else {
             self.wake_soon(vm);

@@ -362,8 +362,9 @@ impl Service {
     }
 }
 
-/// How long a VM waits for another worker after one that panicked.
-const AFTER_A_PANIC: Duration = Duration::from_secs(60);
+/// How long a VM waits for another worker after one that panicked: not long where that was once,
+/// and often enough where it is always so.
+const AFTER_A_PANIC: Duration = Duration::from_secs(3);
 
 /// A worker that ends by a panic is a defect of this program, and must not be the VM's last one.
 struct WorkerEnd<'a> {
@@ -376,12 +377,13 @@ impl Drop for WorkerEnd<'_> {
         if !std::thread::panicking() {
             return;
         }
-        tracing::error!(vm = %self.vm.id, "BUG: the work on this VM panicked; it is tried again in a minute");
+        tracing::error!(vm = %self.vm.id, "BUG: the work on this VM panicked; it is tried again in a few seconds");
         self.vm.give_up_broken_store();
-        // Last: from here on another worker may begin.
-        self.vm.forget_worker();
         let inner = &self.service.inner;
         let again = inner.clock.monotonic() + AFTER_A_PANIC;
+        self.vm.core().facts.lost_event = Some(again);
+        // Last: from here on another worker may begin.
+        self.vm.forget_worker();
         inner.scheduler.set(self.vm.id, Some(again));
         self.vm.tell_changed();
     }

@@ -33,8 +33,8 @@ impl Service {
         let relation = core.relation()?;
         let now = self.inner.clock.monotonic();
         // Until then the record may say that something is under way.
-        if core.facts.unsaved.is_some() {
-            return core.facts.unsaved;
+        if core.facts.lost_event.is_some() {
+            return core.facts.lost_event;
         }
         match &relation.record().role {
             Role::Primary(primary) => self.primary_due(primary, relation, &core.facts, now),
@@ -136,7 +136,7 @@ impl Service {
 
     /// The alarm has rung.
     pub(crate) fn wake(&self, vm: &VmArc) {
-        if vm.core().facts.unsaved.is_some() {
+        if vm.core().facts.lost_event.is_some() {
             self.find_lost_event(vm);
             return;
         }

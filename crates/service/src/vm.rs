@@ -89,9 +89,9 @@ pub(crate) struct Facts {
     pub(crate) is_refused: bool,
     /// The store failed and could not be opened again: it is tried when it is needed.
     pub(crate) store_failed: bool,
-    /// What followed from an event could not be saved, and the event is lost: it is looked for
-    /// from then on, by the monotonic clock.
-    pub(crate) unsaved: Option<Duration>,
+    /// An event is lost, because what followed could not be saved or the work panicked: it is
+    /// looked for from then on, by the monotonic clock.
+    pub(crate) lost_event: Option<Duration>,
 }
 
 /// Something that went wrong, for people.

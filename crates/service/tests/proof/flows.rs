@@ -1,5 +1,7 @@
 //! What operators do, each ending with every byte compared.
 
+use std::sync::atomic::Ordering;
+
 use lifeboat_model::contract::{InitialReplicationType, JobState, ReplicationState, ReturnCode};
 use lifeboat_model::settings::SettingsChange;
 use lifeboat_model::{UncheckedBandwidthLimit, UncheckedBandwidthWindow};
@@ -230,6 +232,22 @@ fn a_worker_that_panics_is_not_the_vm_s_last_one() {
         world.beta.gate.panic_at(call);
         world.replicate(At::Alpha);
         world.beta.gate.live_on();
+        world.expect_replica(At::Beta);
+    }
+}
+
+/// The record of a primary says that a moment is captured; nobody captures it any more.
+#[test]
+fn a_primary_whose_worker_panics_goes_on_and_does_not_ask_its_peer_again_and_again() {
+    let mut world = World::replicated(15);
+    for call in [0, 3] {
+        world.write(2);
+        world.alpha.gate.panic_at(call);
+        let calls = world.hosts.calls.load(Ordering::SeqCst);
+        world.replicate(At::Alpha);
+        let calls = world.hosts.calls.load(Ordering::SeqCst) - calls;
+        assert!(calls < 40, "{calls} calls to the peer");
+        world.alpha.gate.live_on();
         world.expect_replica(At::Beta);
     }
 }
