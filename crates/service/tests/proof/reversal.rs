@@ -5,14 +5,17 @@ use lifeboat_model::settings::SettingsChange;
 use lifeboat_service::api::{Urgency, VmOperation};
 
 use crate::gate::Death;
+use crate::links::lock;
 use crate::world::{At, World};
 
 /// Alpha is dead, and the VM runs on beta with what was replicated last.
 pub fn lose_alpha(world: &mut World) {
     let replicated = world.shadow.clone();
-    // Lost with the host.
+    // Lost with the host: a cycle that was wished for before takes none of it along.
+    lock(&world.hosts.unheard).insert("put_delta");
     world.write(5);
     world.alpha.kill();
+    lock(&world.hosts.unheard).remove("put_delta");
     world.shadow = replicated;
     let how = Urgency::Checked;
     let fail_over = VmOperation::InitiateFailover { point: None, how };
