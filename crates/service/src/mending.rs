@@ -2,7 +2,7 @@
 //!
 //! Nothing was acted upon that could not be saved, so what this host knows and what its catalog
 //! has are the same still; a VM whose event was lost goes on as it would after a restart, with its
-//! guest running and its disks open.
+//! guest running and its disks open. The same finds an event that was lost by a panic.
 
 use std::time::Duration;
 
