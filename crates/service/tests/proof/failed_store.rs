@@ -21,13 +21,7 @@ fn says(world: &World, at: At, kind: &str, text: &str) -> bool {
 
 #[test]
 fn a_commit_that_fails_beside_a_running_guest_goes_on_when_the_vm_is_off() {
-    let mut world = World::replicated(81);
-    ready_to_fail_over_again(&mut world);
-    world.start(At::Beta);
-    world.write_at(At::Beta, 5);
-    let written = world.shadow.clone();
-    world.beta.gate.fail_writes_to(Some("/journal"));
-    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    let mut world = committing_without(81, "/journal");
     world.wait("the commit fails", |world| {
         let told = world.beta.told();
         told.iter().any(|told| told.contains("commit the failover"))
@@ -45,19 +39,14 @@ fn a_commit_that_fails_beside_a_running_guest_goes_on_when_the_vm_is_off() {
         world.beta.state(world.vm).1 == ReplicationState::Committed
     });
     world.start(At::Beta);
+    let written = world.shadow.clone();
     world.expect(At::Beta, &written);
 }
 
 #[test]
 fn a_commit_whose_guest_is_off_before_its_end_comes_to_it() {
-    let mut world = World::replicated(85);
-    ready_to_fail_over_again(&mut world);
-    world.start(At::Beta);
-    world.write_at(At::Beta, 5);
-    let written = world.shadow.clone();
     // What the guest wrote cannot be copied to where it belongs; nothing else fails.
-    world.beta.gate.fail_writes_to(Some("/head.raw"));
-    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    let mut world = committing_without(85, "/head.raw");
     world.wait("the commit fails", |world| {
         says(world, At::Beta, "operation_unfinished", "commit")
     });
@@ -68,7 +57,20 @@ fn a_commit_whose_guest_is_off_before_its_end_comes_to_it() {
         world.beta.state(world.vm).1 == ReplicationState::Committed
     });
     world.start(At::Beta);
+    let written = world.shadow.clone();
     world.expect(At::Beta, &written);
+}
+
+/// A commit was asked for beside a guest that has written, and files with this in their path cannot
+/// be written.
+fn committing_without(seed: u64, part: &'static str) -> World {
+    let mut world = World::replicated(seed);
+    ready_to_fail_over_again(&mut world);
+    world.start(At::Beta);
+    world.write_at(At::Beta, 5);
+    world.beta.gate.fail_writes_to(Some(part));
+    world.ask(At::Beta, VmOperation::CommitFailover).unwrap();
+    world
 }
 
 fn ready_to_fail_over_again(world: &mut World) {
