@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lifeboat_model::{BLOCK_SIZE, Sequence};
-use lifeboat_store::{Chunk, ChunkPlace, Store, decode_chunk};
+use lifeboat_store::{Chunk, ChunkMemory, ChunkPlace, Store, decode_chunk};
 
 use crate::{Activity, Random, ShadowVm};
 
@@ -32,7 +32,8 @@ pub fn decode_piece(
         disk: store.disks()[disk].0.clone(),
         range,
     };
-    decode_chunk(stream, &place).map_err(|error| format!("decode a piece: {error}"))
+    decode_chunk(stream, &place, &ChunkMemory::default())
+        .map_err(|error| format!("decode a piece: {error}"))
 }
 
 /// Copies one range of a disk as it is now.

@@ -453,7 +453,7 @@ impl Host for Service {
             range: place.range,
         };
         // Read and verified whole before anybody has to wait for the store.
-        let chunk = decode_chunk(body, &place)
+        let chunk = decode_chunk(body, &place, &self.inner.chunk_memory)
             .map_err(|error| refusal(RefusalCode::Invalid, &with_causes(&error)))?;
         self.with_store(&vm, |_, replica| Ok(replica.store.write_chunk(&chunk)?))
     }

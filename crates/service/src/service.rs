@@ -12,6 +12,7 @@ use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{Effect, Event, Record, Report};
 use lifeboat_model::{Timestamp, VmId};
 use lifeboat_peer::{Link, LinkError, Links, Pace, PeerAddress, Rate, SleepingPace, Throttle};
+use lifeboat_store::ChunkMemory;
 use lifeboat_sys::disk::DiskPort;
 
 use crate::api::Severity;
@@ -44,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) news: News,
     /// Captures, transfers and comparisons under way.
     pub(crate) transfers: Places,
+    /// What pieces of copies are received into.
+    pub(crate) chunk_memory: ChunkMemory,
     /// How transfers wait for their turn.
     pub(crate) pace: Arc<dyn Pace>,
     /// The host's bandwidth, shared by all transfers.
@@ -105,6 +108,7 @@ impl Service {
         let service = Self {
             inner: Arc::new(Inner {
                 transfers: Places::new(config.transfers),
+                chunk_memory: ChunkMemory::default(),
                 ledger: Ledger::new(catalog),
                 config,
                 hypervisor,

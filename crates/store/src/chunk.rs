@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use lifeboat_model::{BLOCK_SIZE, DiskId, LineageId, RelationshipId, Sequence};
 use lifeboat_stream::{DecodeError, Decoder, Ending, Frame, Header, Kind, Limits};
-use lifeboat_sys::disk::DIRECT_ALIGNMENT;
-use lifeboat_sys::memory;
+
+use crate::chunk_memory::{ChunkMemory, LentBytes};
 
 /// The most that one piece covers of a disk, in bytes. All of its data is held in memory.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
@@ -39,39 +39,7 @@ pub struct Chunk {
     /// Ascending; none overlaps another.
     parts: Vec<Part>,
     /// The bytes of all parts that hold data, one after the other.
-    bytes: AlignedBytes,
-}
-
-/// Bytes that begin at an address from which they can be written past the page cache.
-#[derive(Debug)]
-struct AlignedBytes {
-    /// Has room for everything from the beginning on, so that it never moves.
-    memory: Vec<u8>,
-    /// Where the bytes begin.
-    start: usize,
-}
-
-impl AlignedBytes {
-    /// Room for `most` bytes. Memory that is never filled is never taken from the machine.
-    fn with_room(most: usize) -> Self {
-        let mut memory: Vec<u8> = Vec::with_capacity(most + DIRECT_ALIGNMENT);
-        memory::will_be_filled(memory.spare_capacity_mut());
-        let start = memory.as_ptr().align_offset(DIRECT_ALIGNMENT);
-        memory.resize(start, 0);
-        Self { memory, start }
-    }
-
-    fn len(&self) -> usize {
-        self.memory.len() - self.start
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.memory.extend_from_slice(bytes);
-    }
-
-    fn get(&self, range: Range<usize>) -> &[u8] {
-        &self.memory[self.start..][range]
-    }
+    bytes: LentBytes,
 }
 
 /// A range that the piece gives new content.
@@ -125,7 +93,11 @@ pub enum ChunkError {
 ///
 /// # Errors
 /// When the stream is not intact, or is not what `place` says.
-pub fn decode_chunk(reader: impl Read, place: &ChunkPlace) -> Result<Chunk, ChunkError> {
+pub fn decode_chunk(
+    reader: impl Read,
+    place: &ChunkPlace,
+    memory: &ChunkMemory,
+) -> Result<Chunk, ChunkError> {
     let range = place.range.clone();
     let len = range.end.saturating_sub(range.start);
     if len == 0 || len > MAX_CHUNK_BYTES || !range.start.is_multiple_of(BLOCK_SIZE) {
@@ -146,7 +118,7 @@ pub fn decode_chunk(reader: impl Read, place: &ChunkPlace) -> Result<Chunk, Chun
     let mut chunk = Chunk {
         place: place.clone(),
         parts: Vec::new(),
-        bytes: AlignedBytes::with_room(len as usize),
+        bytes: memory.lend(len as usize),
     };
     while let Some(frame) = decoder.next_frame().map_err(stream)? {
         match frame {

@@ -14,8 +14,8 @@ use lifeboat_harness::{
 use lifeboat_model::contract::PointKind;
 use lifeboat_model::{Lineage, LineageId, Sequence, Timestamp};
 use lifeboat_store::{
-    ChunkError, ChunkPlace, CopyKind, FailoverTarget, Heads, History, NewCopy, Refused, Role,
-    Store, StoreError, decode_chunk,
+    ChunkError, ChunkMemory, ChunkPlace, CopyKind, FailoverTarget, Heads, History, NewCopy,
+    Refused, Role, Store, StoreError, decode_chunk,
 };
 use lifeboat_stream::{
     BlobKind, Compression, Disk, Encoder, Header, Kind, Layout, Manifest, Options,
@@ -692,6 +692,7 @@ fn stream(header: &Header, write: impl FnOnce(&mut Encoder<Vec<u8>>)) -> Vec<u8>
 
 #[test]
 fn a_piece_that_is_not_what_its_place_says_is_refused() {
+    let memory = ChunkMemory::default();
     let shadow = ShadowVm::new(1, &[1 << 20, 1 << 20]);
     let place = ChunkPlace {
         relationship: shadow.relationship,
@@ -713,14 +714,16 @@ fn a_piece_that_is_not_what_its_place_says_is_refused() {
         encoder.zero(0, 131_072 - 512, 512).unwrap();
     });
     assert_eq!(
-        decode_chunk(&good[..], &place).unwrap().changed_bytes(),
+        decode_chunk(&good[..], &place, &memory)
+            .unwrap()
+            .changed_bytes(),
         4096 + 1024
     );
     for position in (0..good.len()).step_by(7) {
         let mut rotten = good.clone();
         rotten[position] ^= 0x20;
-        decode_chunk(&rotten[..], &place).unwrap_err();
-        decode_chunk(&good[..position], &place).unwrap_err();
+        decode_chunk(&rotten[..], &place, &memory).unwrap_err();
+        decode_chunk(&good[..position], &place, &memory).unwrap_err();
     }
     let outside = |offset| {
         stream(&header, |encoder| {
@@ -729,20 +732,20 @@ fn a_piece_that_is_not_what_its_place_says_is_refused() {
     };
     for offset in [65536 - 512, 131_072 - 512, 0, 131_072] {
         assert!(matches!(
-            decode_chunk(&outside(offset)[..], &place),
+            decode_chunk(&outside(offset)[..], &place, &memory),
             Err(ChunkError::Outside { .. })
         ));
     }
     let other_disk = stream(&header, |encoder| encoder.zero(1, 65536, 4096).unwrap());
     assert!(matches!(
-        decode_chunk(&other_disk[..], &place),
+        decode_chunk(&other_disk[..], &place, &memory),
         Err(ChunkError::Outside { disk: 1, .. })
     ));
     let blob = stream(&header, |encoder| {
         encoder.blob(BlobKind::Definition, 1, b"cpus").unwrap();
     });
     assert!(matches!(
-        decode_chunk(&blob[..], &place),
+        decode_chunk(&blob[..], &place, &memory),
         Err(ChunkError::HasBlob)
     ));
     let mut places = vec![place.clone(); 4];
@@ -752,7 +755,7 @@ fn a_piece_that_is_not_what_its_place_says_is_refused() {
     places[3].disk = "other".parse().unwrap();
     for place in places {
         assert!(matches!(
-            decode_chunk(&good[..], &place),
+            decode_chunk(&good[..], &place, &memory),
             Err(ChunkError::OtherPlace { .. })
         ));
     }
@@ -766,7 +769,7 @@ fn a_piece_that_is_not_what_its_place_says_is_refused() {
             ..place.clone()
         };
         assert!(matches!(
-            decode_chunk(&good[..], &place),
+            decode_chunk(&good[..], &place, &memory),
             Err(ChunkError::Range { .. })
         ));
     }
