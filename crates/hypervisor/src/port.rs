@@ -2,7 +2,7 @@
 //!
 //! A driver runs VMs on disks that it is told, and shows their disks in one way only:
 //! as NBD exports, frozen at one instant with a bitmap of what has changed. Whoever drives it
-//! never learns what kind of hypervisor it is.
+//! never learns what kind of hypervisor it is, only whether an export is one of this process.
 //!
 //! What a crash of this process leaves, for every driver: the guest's disks as the guest wrote
 //! them, and tracking that is either unbroken or [`Tracking::Unknown`] with the reason; never
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lifeboat_model::{Consistency, DiskId, DiskSize, Sequence, Timestamp, VmId};
-use lifeboat_nbd::NbdUri;
+use lifeboat_nbd::{LocalExport, NbdUri};
 use lifeboat_sys::disk::GuestDisk;
 
 use crate::definition::VmDefinition;
@@ -73,6 +73,8 @@ pub struct DiskSource {
     /// The bitmap that marks every change since the oldest moment tracked, as the name in
     /// `qemu:dirty-bitmap:NAME`; absent when that is not known.
     pub bitmap: Option<String>,
+    /// The same export, where this process serves it and reading without a socket pays.
+    pub local: Option<LocalExport>,
 }
 
 /// All disks of a VM at one instant, readable until it is dropped. Dropping it forgets no

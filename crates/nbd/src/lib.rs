@@ -2,7 +2,8 @@
 //!
 //! A frozen disk is read through [`Client`]: data, allocation and dirty maps,
 //! many requests at once over one connection. A store's points are offered to
-//! stock tools through [`Server`]: anything that implements [`Export`].
+//! stock tools through [`Server`]: anything that implements [`Export`]. The process that serves
+//! an export reads it through [`LocalExport`], without a socket between.
 //!
 //! Both sides speak fixed newstyle negotiation over unix sockets and TCP, with or
 //! without TLS, and extended headers, structured or simple replies, whichever the
@@ -37,7 +38,7 @@ pub use errno::Errno;
 pub use extent::{DIRTY, Extent, HOLE, ZERO};
 pub use server::{
     Access, BindError, Connection, ConnectionEnd, EndReason, Export, ExportSet, ExportSetError,
-    Granularity, Holes, ListenAddress, Observer, Server, ServerOptions,
+    Granularity, Holes, ListenAddress, LocalExport, Observer, Server, ServerOptions,
 };
 pub use uri::{Endpoint, InvalidUri, NbdUri};
 pub use wire::Wire;

@@ -4,6 +4,7 @@ mod answer;
 mod end;
 mod export;
 mod listen;
+mod local;
 mod negotiate;
 mod session;
 
@@ -23,6 +24,7 @@ use rustls::ServerConfig;
 pub use self::end::{Connection, ConnectionEnd, EndReason};
 pub use self::export::{Access, Export, ExportSet, ExportSetError, Granularity, Holes};
 pub use self::listen::{BindError, ListenAddress};
+pub use self::local::LocalExport;
 
 use self::listen::Listener;
 use self::negotiate::Negotiation;

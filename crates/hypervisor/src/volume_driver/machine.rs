@@ -332,6 +332,7 @@ impl Machine {
                 size: disk.size,
                 uri: self.host.guest_uri(self.vm(), &disk.id)?,
                 bitmap: None,
+                local: None,
             })
         };
         self.disks.iter().map(source).collect()
@@ -339,11 +340,13 @@ impl Machine {
 
     pub(crate) fn present_disks(&self) -> Result<Vec<DiskSource>, HypervisorError> {
         let source = |disk: &MachineDisk| {
+            let name = self.present_name(disk);
             Ok(DiskSource {
                 disk: disk.id.clone(),
                 size: disk.size,
-                uri: self.host.capture_uri(&self.present_name(disk))?,
+                uri: self.host.capture_uri(&name)?,
                 bitmap: None,
+                local: self.host.exports.local(&name),
             })
         };
         self.disks.iter().map(source).collect()
@@ -517,6 +520,7 @@ impl Machine {
                 size: disk.size,
                 uri: self.host.capture_uri(&export)?,
                 bitmap: bitmap.clone(),
+                local: None,
             })
         };
         self.disks.iter().map(source).collect()

@@ -133,8 +133,12 @@ pub enum ExportSetError {
     },
     #[error("remove export {name:?}: there is none")]
     Unknown { name: String },
-    #[error("remove export {name:?}: {connections} connections did not end in time")]
-    Busy { name: String, connections: usize },
+    #[error("remove export {name:?}: {users} of its users did not end in time")]
+    Busy {
+        name: String,
+        /// Connections, and calls of this process.
+        users: usize,
+    },
 }
 
 /// An export, with the answers it gave once.
@@ -149,11 +153,25 @@ pub(super) struct Entry {
     roster: Arc<Roster>,
 }
 
-/// The connections that use an export.
+/// Who uses an export.
 #[derive(Debug, Default)]
 struct Roster {
-    sessions: Mutex<HashMap<u64, Arc<dyn Wire>>>,
+    users: Mutex<Users>,
     left: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    /// Connections.
+    sessions: HashMap<u64, Arc<dyn Wire>>,
+    /// Calls of this process.
+    visits: usize,
+}
+
+impl Users {
+    fn count(&self) -> usize {
+        self.sessions.len() + self.visits
+    }
 }
 
 /// A connection that uses an export, until it is dropped. The order of the fields
@@ -164,11 +182,20 @@ pub(super) struct Session {
     _place: Place,
 }
 
+/// A call of this process into an export, until it is dropped. The order of the fields matters
+/// as it does for a [`Session`].
+#[derive(Debug)]
+pub(super) struct Visit {
+    pub(super) entry: Arc<Entry>,
+    _place: Place,
+}
+
 /// A line in a roster.
 #[derive(Debug)]
 struct Place {
     roster: Arc<Roster>,
-    id: u64,
+    /// Of a connection; a visit has none.
+    id: Option<u64>,
 }
 
 impl ExportSet {
@@ -219,7 +246,9 @@ impl ExportSet {
 
     /// Withdraws an export: new clients do not find it, connections that use it answer
     /// what they have received and end; after `grace` they are cut. When this returns
-    /// `Ok`, no connection holds the export any more.
+    /// `Ok`, no connection holds the export any more, and no call of a [`LocalExport`] is in it.
+    ///
+    /// [`LocalExport`]: crate::LocalExport
     ///
     /// # Errors
     /// When there is no such export, or a call into it does not return; it is withdrawn
@@ -259,18 +288,35 @@ impl ExportSet {
 impl Entry {
     /// Registers a connection; nothing when the export has been withdrawn.
     pub(super) fn enter(self: &Arc<Self>, id: u64, wire: Arc<dyn Wire>) -> Option<Session> {
-        let mut sessions = self.roster.sessions();
+        let mut users = self.roster.users();
         if self.is_retired() {
             return None;
         }
-        sessions.insert(id, wire);
+        users.sessions.insert(id, wire);
         Some(Session {
             entry: Arc::clone(self),
-            _place: Place {
-                roster: Arc::clone(&self.roster),
-                id,
-            },
+            _place: self.place(Some(id)),
         })
+    }
+
+    /// Registers a call of this process; nothing when the export has been withdrawn.
+    pub(super) fn visit(self: &Arc<Self>) -> Option<Visit> {
+        let mut users = self.roster.users();
+        if self.is_retired() {
+            return None;
+        }
+        users.visits += 1;
+        Some(Visit {
+            entry: Arc::clone(self),
+            _place: self.place(None),
+        })
+    }
+
+    fn place(&self, id: Option<u64>) -> Place {
+        Place {
+            roster: Arc::clone(&self.roster),
+            id,
+        }
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -278,46 +324,53 @@ impl Entry {
     }
 
     fn retire(&self, grace: Duration) -> Result<(), ExportSetError> {
-        let mut sessions = self.roster.sessions();
+        let mut users = self.roster.users();
         self.retired.store(true, Ordering::Release);
-        for wire in sessions.values() {
+        for wire in users.sessions.values() {
             wire.stop_receiving();
         }
-        sessions = self.roster.wait_until_empty(sessions, grace);
-        for wire in sessions.values() {
+        users = self.roster.wait_until_empty(users, grace);
+        for wire in users.sessions.values() {
             wire.close();
         }
-        sessions = self.roster.wait_until_empty(sessions, grace);
-        if sessions.is_empty() {
-            return Ok(());
+        users = self.roster.wait_until_empty(users, grace);
+        match users.count() {
+            0 => Ok(()),
+            left => Err(ExportSetError::Busy {
+                name: self.name.clone(),
+                users: left,
+            }),
         }
-        Err(ExportSetError::Busy {
-            name: self.name.clone(),
-            connections: sessions.len(),
-        })
     }
 }
 
 impl Roster {
     fn wait_until_empty<'a>(
         &self,
-        sessions: MutexGuard<'a, HashMap<u64, Arc<dyn Wire>>>,
+        users: MutexGuard<'a, Users>,
         grace: Duration,
-    ) -> MutexGuard<'a, HashMap<u64, Arc<dyn Wire>>> {
+    ) -> MutexGuard<'a, Users> {
         self.left
-            .wait_timeout_while(sessions, grace, |sessions| !sessions.is_empty())
+            .wait_timeout_while(users, grace, |users| users.count() > 0)
             .unwrap_or_else(PoisonError::into_inner)
             .0
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashMap<u64, Arc<dyn Wire>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn users(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.roster.sessions().remove(&self.id);
+        let mut users = self.roster.users();
+        match self.id {
+            Some(id) => {
+                users.sessions.remove(&id);
+            }
+            None => users.visits -= 1,
+        }
+        drop(users);
         self.roster.left.notify_all();
     }
 }

@@ -618,3 +618,70 @@ fn a_server_that_is_not_there_is_an_error_with_its_name() {
     let error = Client::connect(&uri, &options()).unwrap_err();
     assert!(error.to_string().contains("none"), "{error}");
 }
+
+#[test]
+fn a_process_reads_its_own_export_as_clients_do_until_it_is_removed() {
+    let content = pattern(1 << 16);
+    let served = serve(Arc::new(Memory::read_only(content.clone())));
+    let exports = served.server.exports();
+    assert!(exports.local("another").is_none());
+    let local = exports.local("disk").unwrap();
+    assert_eq!(local.size(), 1 << 16);
+    let mut bytes = vec![0; 5000];
+    local.read(100, &mut bytes).unwrap();
+    assert!(bytes == content[100..5100]);
+
+    let contexts: Vec<_> = local.contexts().cloned().collect();
+    assert!(!contexts.is_empty());
+    let names: Vec<_> = contexts.iter().map(ToString::to_string).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let client = Client::connect(&served.uri, &with_contexts(&names)).unwrap();
+    for context in &contexts {
+        for (offset, length) in [(0, 1 << 16), (4096, 8192), (65_535, 1)] {
+            let here = local.collect_extents(context, offset, length, 1000);
+            let there = client.collect_extents(context, offset, length, 1000);
+            assert_eq!(here.unwrap(), there.unwrap(), "{context} at {offset}");
+        }
+        assert_eq!(local.collect_extents(context, 0, 1 << 16, 0).unwrap(), None);
+    }
+
+    for (offset, length) in [(1 << 16, 1), (u64::MAX, 1), (65_000, 5000)] {
+        let error = local.read(offset, &mut vec![0; length]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput, "{error}");
+    }
+    exports.remove("disk", PATIENCE).unwrap();
+    let error = local.read(0, &mut [0; 10]).unwrap_err();
+    assert!(error.to_string().contains("has been removed"), "{error}");
+}
+
+#[test]
+fn removing_an_export_waits_for_calls_of_this_process() {
+    let (entered, inside) = mpsc::channel::<()>();
+    let (release, hold) = mpsc::channel::<()>();
+    let hold = Mutex::new(hold);
+    let hooked = Arc::new(Hooked(move |_, into: &mut [u8]| {
+        entered.send(()).unwrap();
+        hold.lock().unwrap().recv().unwrap();
+        into.fill(9);
+        Ok(())
+    }));
+    let weak = Arc::downgrade(&hooked);
+    let served = serve(hooked);
+    let exports = served.server.exports();
+    let local = exports.local("disk").unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut byte = [0];
+            local.read(0, &mut byte).map(|()| byte[0])
+        });
+        inside.recv().unwrap();
+        let busy = exports.remove("disk", Duration::from_millis(20));
+        assert!(
+            matches!(busy, Err(ExportSetError::Busy { users: 1, .. })),
+            "{busy:?}"
+        );
+        release.send(()).unwrap();
+        assert_eq!(reader.join().unwrap().unwrap(), 9);
+    });
+    assert!(weak.upgrade().is_none(), "nothing uses a removed export");
+}

@@ -1,10 +1,11 @@
 //! A disk of the VM as a copy reads it.
 
+use std::io;
 use std::ops::Range;
 
 use lifeboat_hypervisor::DiskSource;
 use lifeboat_model::{BLOCK_SIZE, DiskId};
-use lifeboat_nbd::{Client, ClientOptions, ContextName, ZERO};
+use lifeboat_nbd::{Client, ClientOptions, ContextName, Extent, LocalExport, RequestError, ZERO};
 
 use super::{CopyTrouble, DIGEST, FRAME, Key};
 
@@ -17,8 +18,47 @@ pub(super) struct OpenDisk {
     /// Its place in the manifest.
     pub(super) index: usize,
     pub(super) size: u64,
-    client: Client,
+    way: ReadWay,
     has_allocation: bool,
+}
+
+/// How a disk is read.
+enum ReadWay {
+    /// Of whoever serves it.
+    Socket(Client),
+    /// This process serves it.
+    Here(LocalExport),
+}
+
+/// A disk could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error(transparent)]
+    Socket(#[from] RequestError),
+    #[error(transparent)]
+    Here(#[from] io::Error),
+}
+
+impl ReadWay {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), ReadError> {
+        match self {
+            Self::Socket(client) => Ok(client.read(offset, into)?),
+            Self::Here(export) => Ok(export.read(offset, into)?),
+        }
+    }
+
+    /// What is allocated of a range, if that is in few parts.
+    fn extents(&self, range: &Range<u64>) -> Result<Option<Vec<Extent>>, ReadError> {
+        let (allocation, length) = (ContextName::allocation(), range.end - range.start);
+        match self {
+            Self::Socket(client) => {
+                Ok(client.collect_extents(&allocation, range.start, length, EXTENTS)?)
+            }
+            Self::Here(export) => {
+                Ok(export.collect_extents(&allocation, range.start, length, EXTENTS)?)
+            }
+        }
+    }
 }
 
 /// A range of a disk that was asked for.
@@ -31,31 +71,43 @@ pub(super) struct Part {
 impl OpenDisk {
     pub(super) fn open(index: usize, source: &DiskSource) -> Result<Self, CopyTrouble> {
         let allocation = ContextName::allocation();
-        let options = ClientOptions {
-            contexts: vec![allocation.clone()],
-            ..ClientOptions::default()
+        let way = match &source.local {
+            Some(export) => ReadWay::Here(export.clone()),
+            None => {
+                let options = ClientOptions {
+                    contexts: vec![allocation.clone()],
+                    ..ClientOptions::default()
+                };
+                let client = Client::connect(&source.uri, &options);
+                ReadWay::Socket(client.map_err(|error| CopyTrouble::Open {
+                    disk: source.disk.clone(),
+                    source: Box::new(error),
+                })?)
+            }
         };
-        let client = Client::connect(&source.uri, &options).map_err(|error| CopyTrouble::Open {
-            disk: source.disk.clone(),
-            source: Box::new(error),
-        })?;
-        let has_allocation = client.contexts().any(|context| *context == allocation);
+        let has_allocation = match &way {
+            ReadWay::Socket(client) => client.contexts().any(|context| *context == allocation),
+            ReadWay::Here(export) => export.contexts().any(|context| *context == allocation),
+        };
         Ok(Self {
             id: source.disk.clone(),
             index,
             size: source.size.bytes(),
-            client,
+            way,
             has_allocation,
         })
     }
 
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), CopyTrouble> {
-        self.client
-            .read(offset, into)
-            .map_err(|source| CopyTrouble::Read {
-                disk: self.id.clone(),
-                source,
-            })
+        let read = self.way.read(offset, into);
+        read.map_err(|source| self.trouble(source))
+    }
+
+    fn trouble(&self, source: ReadError) -> CopyTrouble {
+        CopyTrouble::Read {
+            disk: self.id.clone(),
+            source,
+        }
     }
 
     /// Cuts a range into what may hold data and what is known to be zero, at whole blocks.
@@ -67,14 +119,8 @@ impl OpenDisk {
         if !self.has_allocation {
             return Ok(vec![all_data(range.clone())]);
         }
-        let allocation = ContextName::allocation();
-        let extents = self
-            .client
-            .collect_extents(&allocation, range.start, range.end - range.start, EXTENTS)
-            .map_err(|source| CopyTrouble::Read {
-                disk: self.id.clone(),
-                source,
-            })?;
+        let extents = self.way.extents(range);
+        let extents = extents.map_err(|source| self.trouble(source))?;
         // A range in more parts than that is read whole: blocks of zeroes are found anyway.
         let Some(extents) = extents else {
             return Ok(vec![all_data(range.clone())]);
@@ -169,7 +215,6 @@ fn digest(key: &Key, bytes: &[u8]) -> [u8; DIGEST] {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::{Arc, Mutex};
 
     use lifeboat_model::DiskSize;
@@ -259,12 +304,26 @@ mod tests {
         }
     }
 
-    /// The digests of a range of a disk, and what was read for them.
+    /// The digests of a range of a disk, and what was read for them. Over a socket they are the
+    /// same; its server reads no part of a hole.
     fn digests(
         bytes: &[u8],
         holes: &[Range<u64>],
         range: &Range<u64>,
         unit: u64,
+    ) -> (Vec<[u8; DIGEST]>, Vec<Range<u64>>) {
+        let (over_socket, _) = digests_in_way(bytes, holes, range, unit, false);
+        let (found, read) = digests_in_way(bytes, holes, range, unit, true);
+        assert_eq!(found, over_socket);
+        (found, read)
+    }
+
+    fn digests_in_way(
+        bytes: &[u8],
+        holes: &[Range<u64>],
+        range: &Range<u64>,
+        unit: u64,
+        is_here: bool,
     ) -> (Vec<[u8; DIGEST]>, Vec<Range<u64>>) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("s");
@@ -277,12 +336,14 @@ mod tests {
         let exports = ExportSet::new();
         exports.add("d", Arc::new(holed)).unwrap();
         let address = ListenAddress::Unix(socket.clone());
+        let local = exports.local("d").filter(|_| is_here);
         let _server = Server::bind(&address, exports, ServerOptions::default()).unwrap();
         let source = DiskSource {
             disk: "vda".parse().unwrap(),
             size: DiskSize::try_from(bytes.len() as u64).unwrap(),
             uri: NbdUri::unix(socket, "d").unwrap(),
             bitmap: None,
+            local,
         };
         let disk = OpenDisk::open(0, &source).unwrap();
         let mut digests = Vec::new();

@@ -18,14 +18,14 @@ use lifeboat_hypervisor::{HypervisorError, Tracking};
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{CopyPurpose, Event, ResyncCause};
 use lifeboat_model::{Consistency, DiskId, Sequence};
-use lifeboat_nbd::{ConnectError, RequestError};
+use lifeboat_nbd::ConnectError;
 use lifeboat_peer::{BeginCopy, ChunkPlace, CopyKind, Link, LinkError, PeerDisk};
 use lifeboat_stream::{Disk, EncodeError, Header, Kind, Manifest};
 use lifeboat_sys::host;
 
 use self::body::PieceBody;
 use self::compare::Comparison;
-use self::disk::OpenDisk;
+use self::disk::{OpenDisk, ReadError};
 use self::pieces::{Piece, Way, all_pieces, pieces_of};
 use crate::activity::Stop;
 use crate::api::DiskRanges;
@@ -61,7 +61,7 @@ enum CopyTrouble {
         source: Box<ConnectError>,
     },
     #[error("read disk {disk}")]
-    Read { disk: DiskId, source: RequestError },
+    Read { disk: DiskId, source: ReadError },
     #[error("encode a piece of disk {disk}")]
     Encode { disk: DiskId, source: EncodeError },
     #[error("draw a key")]
