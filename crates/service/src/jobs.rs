@@ -389,7 +389,7 @@ impl Service {
         job.row.time_of_last_state_change = now;
         job.row.final_at = Some(now);
         job.row.cancellable = false;
-        self.save_ended_job(job.row);
+        self.inner.ledger.save_ended_job(job.row);
     }
 
     /// Ends a job at its operator's wish. What it waits for goes on.

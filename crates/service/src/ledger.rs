@@ -1,6 +1,7 @@
 //! The catalog in the words of the service.
 
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use lifeboat_catalog::{
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use crate::api::Severity;
 use crate::relation::{FORMAT, Relation};
+use crate::service::{lock, with_causes};
 
 /// Jobs are kept for a day after their end, the newest 10,000 of them.
 const JOBS_KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -36,6 +38,8 @@ pub(crate) const SERVICE_SETTINGS: &str = "service";
 #[derive(Debug)]
 pub(crate) struct Ledger {
     catalog: Catalog,
+    /// Jobs that have ended, which the catalog could not be told yet.
+    ended_jobs: Mutex<Vec<Job>>,
 }
 
 /// A document of this build's format.
@@ -45,7 +49,10 @@ pub(crate) fn document<T: Serialize>(value: &T) -> Document {
 
 impl Ledger {
     pub(crate) fn new(catalog: Catalog) -> Self {
-        Self { catalog }
+        Self {
+            catalog,
+            ended_jobs: Mutex::default(),
+        }
     }
 
     pub(crate) fn catalog(&self) -> &Catalog {
@@ -57,9 +64,16 @@ impl Ledger {
         self.catalog.is_stopped()
     }
 
-    /// Has a catalog that failed take changes again; answers whether it does since now.
+    /// Has a catalog that failed take changes again, and saves what ended meanwhile; answers
+    /// whether it does since now.
     pub(crate) fn mend(&self) -> Result<bool, OpenError> {
-        self.catalog.mend()
+        let is_mended = self.catalog.mend()?;
+        if is_mended {
+            for job in std::mem::take(&mut *lock(&self.ended_jobs)) {
+                self.save_ended_job(job);
+            }
+        }
+        Ok(is_mended)
     }
 
     pub(crate) fn add_vm(&self, row: &VmRow) -> Result<(), CatalogError> {
@@ -140,11 +154,22 @@ impl Ledger {
         })
     }
 
-    pub(crate) fn save_job(&self, job: &Job) -> Result<(), CatalogError> {
-        self.catalog.change(|change| change.job_save(job))
+    /// The end of a job that cannot be saved is known here, and saved when that can be done again.
+    pub(crate) fn save_ended_job(&self, job: Job) {
+        if let Err(error) = self.catalog.change(|change| change.job_save(&job)) {
+            tracing::error!("save the end of a job: {}", with_causes(&error));
+            if self.is_stopped() {
+                lock(&self.ended_jobs).push(job);
+            }
+        }
     }
 
     pub(crate) fn job(&self, id: JobId) -> Result<Option<Job>, CatalogError> {
+        let ended = lock(&self.ended_jobs);
+        if let Some(job) = ended.iter().find(|job| job.id == id) {
+            return Ok(Some(job.clone()));
+        }
+        drop(ended);
         self.catalog.read(|reader| reader.job(id))
     }
 
@@ -159,8 +184,22 @@ impl Ledger {
             activity,
             ..JobFilter::ALL
         };
-        self.catalog
-            .read(|reader| Ok(reader.jobs(&filter, JobPage::newest(limit))?.0))
+        let mut jobs = self
+            .catalog
+            .read(|reader| Ok(reader.jobs(&filter, JobPage::newest(limit))?.0))?;
+        for ended in lock(&self.ended_jobs).iter() {
+            match (jobs.iter().position(|job| job.id == ended.id), activity) {
+                (Some(at), Activity::Unfinished) => {
+                    jobs.remove(at);
+                }
+                (Some(at), Activity::Any | Activity::Ended) => jobs[at] = ended.clone(),
+                (None, Activity::Ended) if vm.is_none_or(|vm| ended.vm == Some(vm)) => {
+                    jobs.insert(0, ended.clone());
+                }
+                (None, _) => {}
+            }
+        }
+        Ok(jobs)
     }
 
     pub(crate) fn add_event(

@@ -6,10 +6,8 @@
 
 use std::time::Duration;
 
-use lifeboat_catalog::Job;
-
 use crate::api::Severity;
-use crate::service::{Service, lock, with_causes};
+use crate::service::{Service, with_causes};
 use crate::vm::{Vm, VmArc};
 
 /// How often it is tried.
@@ -65,25 +63,12 @@ impl Service {
     fn go_on_after_mending(&self) {
         let message = "the catalog takes changes again; what could not be saved is done again";
         self.report(None, Severity::Info, "catalog_mended", message);
-        for job in std::mem::take(&mut *lock(&self.inner.unsaved_jobs)) {
-            self.save_ended_job(job);
-        }
         let now = self.inner.clock.monotonic();
         for vm in self.all_vms() {
             let mut core = vm.core();
             core.facts.lost_event = core.facts.lost_event.map(|_| now);
             drop(core);
             self.set_alarm(&vm);
-        }
-    }
-
-    /// The end of a job that cannot be saved is saved when that can be done again.
-    pub(crate) fn save_ended_job(&self, job: Job) {
-        if let Err(error) = self.inner.ledger.save_job(&job) {
-            tracing::error!("save the end of a job: {}", with_causes(&error));
-            if self.inner.ledger.is_stopped() {
-                lock(&self.inner.unsaved_jobs).push(job);
-            }
         }
     }
 

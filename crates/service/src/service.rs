@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lifeboat_catalog::{Catalog, Job};
+use lifeboat_catalog::Catalog;
 use lifeboat_hypervisor::Hypervisor;
 use lifeboat_model::contract::ReturnCode;
 use lifeboat_model::relationship::{Effect, Event, Record, Report};
@@ -53,8 +53,6 @@ pub(crate) struct Inner {
     pub(crate) throttle: Arc<Throttle>,
     /// What front doors show of listeners and certificates.
     pub(crate) standing: Mutex<HostStanding>,
-    /// Jobs that have ended and whose rows do not say so yet.
-    pub(crate) unsaved_jobs: Mutex<Vec<Job>>,
     timer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -121,7 +119,6 @@ impl Service {
                 pace,
                 throttle,
                 standing: Mutex::default(),
-                unsaved_jobs: Mutex::default(),
                 timer: Mutex::new(None),
             }),
         };

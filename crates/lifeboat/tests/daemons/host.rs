@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lifeboat_nbd::{Client as NbdClient, ClientOptions};
 use lifeboat_rest::client::{Answer, Client, ClientError, HostAddress, VmRequest};
-use lifeboat_rest::wire::{AuthorizationEntry, ServiceSettingsChange, Vm};
+use lifeboat_rest::wire::{AuthorizationEntry, DefineVm, DefineVmDisk, ServiceSettingsChange, Vm};
 
 use crate::relay::{Quality, Relay};
 use crate::space::Space;
@@ -249,6 +249,22 @@ impl Host {
     /// Its log.
     pub fn said(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// Makes a VM of one disk.
+    pub fn define(&self, vm: &str, size: u64) {
+        let vm = DefineVm {
+            name: None,
+            element_name: vm.to_owned(),
+            memory_mib: 64,
+            processors: 1,
+            disks: vec![DefineVmDisk {
+                disk: "vda".to_owned(),
+                size: Some(size),
+                image: None,
+            }],
+        };
+        self.client.define_vm(&vm).unwrap();
     }
 
     pub fn request(&self, vm: &str, request: &VmRequest) {

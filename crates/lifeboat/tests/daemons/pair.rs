@@ -4,8 +4,7 @@ use lifeboat_harness::Random;
 use lifeboat_model::contract::{ReplicationMode, ReplicationState};
 use lifeboat_rest::client::VmRequest;
 use lifeboat_rest::wire::{
-    DefineVm, DefineVmDisk, EnableReplication, SettingsChange, StartReplication, StopHow, StopVm,
-    TestFailover,
+    EnableReplication, SettingsChange, StartReplication, StopHow, StopVm, TestFailover,
 };
 use tempfile::TempDir;
 
@@ -57,18 +56,7 @@ impl Pair {
         beta.start();
         alpha.let_in(&beta);
         beta.let_in(&alpha);
-        let vm = DefineVm {
-            name: None,
-            element_name: VM.to_owned(),
-            memory_mib: 64,
-            processors: 1,
-            disks: vec![DefineVmDisk {
-                disk: "vda".to_owned(),
-                size: Some(size),
-                image: None,
-            }],
-        };
-        alpha.client.define_vm(&vm).unwrap();
+        alpha.define(VM, size);
         alpha.request(VM, &VmRequest::Start);
         Self {
             alpha,
@@ -250,13 +238,19 @@ impl Pair {
         story
     }
 
-    pub fn enable(&mut self, settings: SettingsChange) {
-        let enable = VmRequest::EnableReplication(EnableReplication {
-            recovery_connection_point: self.beta.relay.address.to_string(),
-            recovery_host_name: Some(self.beta.name.to_owned()),
+    /// The request that has a VM of a host replicated to the other one.
+    pub fn enabling(&self, from: At, settings: SettingsChange) -> VmRequest {
+        let to = self.host(from.other());
+        VmRequest::EnableReplication(EnableReplication {
+            recovery_connection_point: to.relay.address.to_string(),
+            recovery_host_name: Some(to.name.to_owned()),
             kept_replica: None,
             settings,
-        });
+        })
+    }
+
+    pub fn enable(&mut self, settings: SettingsChange) {
+        let enable = self.enabling(At::Alpha, settings);
         self.reach("replication is enabled", At::Alpha, &enable, |pair| {
             let vm = pair.alpha.ask(|client| client.vm(VM));
             vm.is_some_and(|vm| !vm.relationships.is_empty())

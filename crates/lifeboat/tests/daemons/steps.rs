@@ -11,7 +11,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use lifeboat_model::contract::{EnabledState, ReplicationMode, ReplicationState};
-use lifeboat_rest::client::VmRequest;
+use lifeboat_rest::client::{Outcome, VmRequest};
 use lifeboat_rest::wire::{
     CancelPlannedFailover, InitiateFailover, Resynchronize, ReverseReplication, SettingsChange,
     StopHow, StopVm, TestFailover,
@@ -444,6 +444,7 @@ fn removed_and_protected_anew(struck: &mut Struck) {
 fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
     let mut struck = Struck::protected();
     let at = struck.primary;
+    struck.pair.host(at).define("mail", DISK);
     struck.write(at);
     struck.followed(at).fail_at(Some("/catalog.db"));
     let settings = VmRequest::ModifySettings(SettingsChange {
@@ -471,6 +472,15 @@ fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
             "{refused}"
         );
     }
+    let enable = struck.pair.enabling(at, SettingsChange::default());
+    let refused = struck.pair.host(at).client.request("mail", &enable);
+    let refused = refused.expect_err("it could not be remembered").to_string();
+    assert!(
+        refused.contains("the catalog takes no changes"),
+        "{refused}"
+    );
+    let there = struck.pair.host(at.other()).client.vms().unwrap().value;
+    assert_eq!(there.len(), 1, "a replica of nothing");
     let how = StopHow::PowerOff;
     let stop = VmRequest::Stop(StopVm { how });
     let told = ask(&struck, &stop).expect("it cannot be saved");
@@ -491,6 +501,45 @@ fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
     });
     assert!(mended, "{}", struck.pair.story());
     struck.run_vm(at);
+    cycle(&mut struck);
+}
+
+/// The end of a job is not lost with the catalog's failure, and who asks for something need not
+/// wait until it is tried again anyway.
+#[test]
+fn a_job_that_ends_while_the_catalog_has_failed_has_ended_after_a_restart_too() {
+    let mut struck = Struck::protected();
+    let at = struck.primary;
+    struck.write(at);
+    struck.pair.host(at.other()).relay.cut();
+    let outcome = struck
+        .pair
+        .host(at)
+        .client
+        .request(VM, &VmRequest::ReplicateNow);
+    let Outcome::Started(job) = outcome.unwrap() else {
+        panic!("without a line it ends at once");
+    };
+    let job = job.value.instance_id;
+    struck.pair.host_mut(at).wait("the peer is missed", |host| {
+        let job = host.client.job(&job).unwrap().value;
+        job.job_status.contains("cannot reach")
+    });
+    struck.followed(at).fail_at(Some("/catalog.db"));
+    struck.pair.host(at).client.cancel_job(&job).unwrap();
+    let ended = struck.pair.host(at).client.wait_for_job(&job, 30);
+    let ended = ended.unwrap().value;
+    assert!(ended.ended, "{ended:?}");
+    struck.settle();
+    struck.pair.host(at).request(VM, &VmRequest::Suspend);
+    struck.pair.host_mut(at).start();
+    let known = struck.pair.host(at).client.job(&job).unwrap().value;
+    assert_eq!(
+        (known.job_state, known.error_code, known.error_description),
+        (ended.job_state, ended.error_code, ended.error_description)
+    );
+    struck.pair.host(at.other()).relay.mend();
+    struck.pair.host(at).request(VM, &VmRequest::Resume);
     cycle(&mut struck);
 }
 
