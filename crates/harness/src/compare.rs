@@ -54,6 +54,10 @@ pub fn compare_points(store: &Store, shadow: &ShadowVm) -> Result<(), String> {
 }
 
 fn compare_bytes(found: &[u8], expected: &[u8]) -> Result<(), String> {
+    // Much faster than looking for the byte that differs.
+    if found == expected {
+        return Ok(());
+    }
     if found.len() != expected.len() {
         return Err(format!("{} bytes, not {}", found.len(), expected.len()));
     }

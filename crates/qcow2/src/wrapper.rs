@@ -170,11 +170,15 @@ fn verify_mapping(file: &dyn DiskFile, header: &Header) -> Result<(), WrapperErr
         if pointer & COPIED == 0 || offset < cluster_size || !offset.is_multiple_of(cluster_size) {
             return Err(WrapperError::Mapping { offset: guest });
         }
-        read(&mut table, offset)?;
+        // What lies beyond the disk's end has no meaning.
+        let left = geometry
+            .virtual_size
+            .saturating_sub(guest)
+            .div_ceil(cluster_size)
+            * 8;
+        let table = &mut table[..left.min(cluster_size) as usize];
+        read(table, offset)?;
         for entry in table.chunks_exact(8) {
-            if guest >= geometry.virtual_size {
-                break;
-            }
             if entry != (guest | COPIED).to_be_bytes() {
                 return Err(WrapperError::Mapping { offset: guest });
             }
