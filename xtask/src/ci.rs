@@ -20,6 +20,9 @@ use crate::workspace::Workspace;
 /// How long the advisory database may take to arrive, in seconds.
 const ADVISORY_PATIENCE: &str = "60";
 
+/// The fuzz targets, which are a workspace of their own.
+const FUZZ: [&str; 2] = ["--manifest-path", "fuzz/Cargo.toml"];
+
 const WITHOUT_ADVISORIES: &str = "NOT CHECKED: the advisory database cannot be fetched here";
 
 /// Runs all steps and reports them, what went wrong included.
@@ -57,11 +60,15 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
     };
     report.step("tidy", || tidy::check_tree(workspace))?;
     report.step("format", || {
-        process::run(&mut cargo(&["fmt", "--all", "--check"]))
+        process::run(&mut cargo(&["fmt", "--all", "--check"]))?;
+        process::run(cargo(&["fmt", "--check"]).args(FUZZ))
     })?;
     // Everything the lock file names, for every platform: what follows needs
     // no network, and a lock file that does not fit fails here.
-    report.step("fetch", || process::run(&mut cargo(&["fetch", "--locked"])))?;
+    report.step("fetch", || {
+        process::run(&mut cargo(&["fetch", "--locked"]))?;
+        process::run(cargo(&["fetch", "--locked"]).args(FUZZ))
+    })?;
     report.step("dependencies", || {
         let checks = ["deny", "--offline", "check", "licenses", "bans", "sources"];
         process::run(&mut cargo(&checks))
@@ -77,6 +84,13 @@ fn run_checks(workspace: &Workspace, volume: &TestVolume, report: &mut Report) -
             "--release",
         ];
         process::run(cargo(&scope).args(["--", "-D", "warnings"]))
+    })?;
+    report.step("fuzz targets", || {
+        // Checked only; `cargo xtask fuzz` runs them.
+        let scope = ["clippy", "--locked", "--release", "--bins", "--target-dir"];
+        let mut clippy = cargo(&scope);
+        clippy.arg(&workspace.target).args(FUZZ);
+        process::run(clippy.args(["--", "-D", "warnings"]))
     })?;
     report.step("documentation", || {
         let arguments = [

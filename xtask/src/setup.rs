@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::process;
 
 /// The real programs that tests talk to, and what each is for.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     (
         "qemu-img",
         "reads and checks the images that Lifeboat writes",
@@ -33,6 +33,7 @@ const PROGRAMS: [(&str, &str); 9] = [
         "ip",
         "makes the networks of two hosts with a line between them",
     ),
+    ("c++", "builds what the fuzz targets run on"),
     STORAGE_DAEMON,
 ];
 
