@@ -44,6 +44,11 @@ impl Meter {
         self.done.store(done, Ordering::SeqCst);
     }
 
+    pub(crate) fn report(&self, done: u64, total: u64) {
+        self.total.store(total, Ordering::SeqCst);
+        self.set(done);
+    }
+
     pub(crate) fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::SeqCst);
     }

@@ -4,6 +4,7 @@
 //! record, so a job outlives a restart without anything of its own to resume: the record goes
 //! on, and the goal is looked at again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lifeboat_catalog::{Document, Job, JobId as RowId};
@@ -15,6 +16,7 @@ use lifeboat_model::{Sequence, VmId};
 use lifeboat_sys::host;
 use serde::{Deserialize, Serialize};
 
+use crate::activity::Meter;
 use crate::api::{Accepted, Caller, JobId, JobView, Rejection};
 use crate::ledger::document;
 use crate::rejection::not_replicated;
@@ -62,6 +64,8 @@ pub(crate) struct ActiveJob {
     pub(crate) row: Job,
     pub(crate) goal: Goal,
     pub(crate) began: Duration,
+    /// How far it is, if it works in a thread of its own; other jobs wait for the VM's worker.
+    pub(crate) meter: Option<Arc<Meter>>,
 }
 
 impl Goal {
@@ -241,6 +245,7 @@ impl Service {
             row,
             goal,
             began: self.inner.clock.monotonic(),
+            meter: None,
         })
     }
 
@@ -349,7 +354,7 @@ impl Service {
         }
         core.jobs = kept;
         for event in follow {
-            let (service, vm) = (self.clone(), std::sync::Arc::clone(vm));
+            let (service, vm) = (self.clone(), Arc::clone(vm));
             // The core is locked here; the event follows when it is free.
             let spawned = std::thread::Builder::new()
                 .name("job".to_owned())
@@ -409,16 +414,18 @@ impl Service {
         caller: &Caller,
         vm: &VmArc,
         job_type: JobType,
-        work: impl FnOnce(&Service, &VmArc) -> Result<Document, (ReturnCode, String)> + Send + 'static,
+        work: impl FnOnce(&VmArc, &Meter) -> Result<Document, (ReturnCode, String)> + Send + 'static,
     ) -> Result<Accepted, Rejection> {
-        let job = self.new_job(caller, vm.id, job_type, Goal::Thread)?;
+        let mut job = self.new_job(caller, vm.id, job_type, Goal::Thread)?;
+        let meter = Arc::new(Meter::default());
+        job.meter = Some(Arc::clone(&meter));
         let id = JobId(*job.row.id.as_bytes());
         vm.core().jobs.push(job);
-        let (service, worked) = (self.clone(), std::sync::Arc::clone(vm));
+        let (service, worked) = (self.clone(), Arc::clone(vm));
         let spawned = std::thread::Builder::new()
             .name("job".to_owned())
             .spawn(move || {
-                let outcome = work(&service, &worked);
+                let outcome = work(&worked, &meter);
                 service.end_thread_job(&worked, id, outcome);
             });
         if let Err(error) = spawned {
@@ -458,15 +465,18 @@ impl Service {
         if row.final_at.is_none()
             && let Some(vm) = row.vm.and_then(|vm| self.find(vm))
         {
-            percent = vm.meter.percent();
-            if let Some(activity) = vm.meter.view() {
-                status = activity.what;
-            }
             let core = vm.core();
-            if let Some(job) = core.jobs.iter().find(|job| job.row.id == row.id) {
+            let job = core.jobs.iter().find(|job| job.row.id == row.id);
+            if let Some(job) = job {
                 elapsed += self.inner.clock.monotonic().saturating_sub(job.began);
             }
-            if let Some(trouble) = &core.facts.trouble {
+            let own = job.and_then(|job| job.meter.as_deref());
+            let meter = own.unwrap_or(&vm.meter);
+            percent = meter.percent();
+            if let Some(activity) = meter.view() {
+                status = activity.what;
+            }
+            if let (Some(trouble), None) = (&core.facts.trouble, own) {
                 status = trouble.what.clone();
             }
         }
@@ -498,7 +508,12 @@ impl Service {
             match (goal, vm) {
                 (Some(goal), Some(vm)) if goal != Goal::Thread => {
                     let mut core = vm.core();
-                    core.jobs.push(ActiveJob { row, goal, began });
+                    core.jobs.push(ActiveJob {
+                        row,
+                        goal,
+                        began,
+                        meter: None,
+                    });
                     self.update_jobs(&vm, &mut core);
                 }
                 (goal, _) => {
@@ -506,6 +521,7 @@ impl Service {
                         row,
                         goal: goal.unwrap_or(Goal::Thread),
                         began,
+                        meter: None,
                     };
                     let why = "the daemon was restarted while it ran; ask for it again";
                     self.end_job(job, &Verdict::Failed, Some((ReturnCode::Failed, why)));

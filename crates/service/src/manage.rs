@@ -251,14 +251,25 @@ impl Service {
         vm.tell_changed();
         let message = format!("{}: the VM is off", vm.name());
         self.report(Some(vm.id), Severity::Info, "vm_stopped", &message);
-        saved.map_err(|rejection| Rejection {
-            what: format!(
-                "the VM is off, but starts again with the service: {}",
+        saved.map_err(|rejection| {
+            vm.core().facts.unsaved_stop = self.inner.ledger.is_stopped();
+            let what = format!(
+                "the VM is off, but starts again with the service, unless the catalog takes changes before: {}",
                 rejection.what
-            ),
-            ..rejection
+            );
+            Rejection { what, ..rejection }
         })?;
         Ok(Accepted::Completed)
+    }
+
+    /// What an operator has stopped stays off from now on.
+    pub(crate) fn save_unsaved_stop(&self, vm: &VmArc) {
+        if std::mem::take(&mut vm.core().facts.unsaved_stop)
+            && let Err(rejection) = self.save_power(vm, DesiredPower::Off)
+        {
+            tracing::warn!(vm = %vm.id, "{}", rejection.what);
+            vm.core().facts.unsaved_stop = true;
+        }
     }
 
     fn save_power(&self, vm: &VmArc, power: DesiredPower) -> Result<(), Rejection> {

@@ -61,15 +61,16 @@ impl Service {
     }
 
     fn go_on_after_mending(&self) {
-        let message = "the catalog takes changes again; what could not be saved is done again";
-        self.report(None, Severity::Info, "catalog_mended", message);
         let now = self.inner.clock.monotonic();
         for vm in self.all_vms() {
+            self.save_unsaved_stop(&vm);
             let mut core = vm.core();
             core.facts.lost_event = core.facts.lost_event.map(|_| now);
             drop(core);
             self.set_alarm(&vm);
         }
+        let message = "the catalog takes changes again; what could not be saved is done again";
+        self.report(None, Severity::Info, "catalog_mended", message);
     }
 
     pub(crate) fn look_for_lost_event_later(&self, vm: &Vm) {

@@ -8,9 +8,10 @@ use lifeboat_model::relationship::{
     CancelHow, Event, FailoverChoice, Operation, PrimaryGuest, Role,
 };
 use lifeboat_model::{LineageId, Sequence};
-use lifeboat_store::{Store, StoreError, Verification, Verifier};
+use lifeboat_store::{Store, StoreError, Verification, Verifier, VerifyProgress};
 use lifeboat_sys::host;
 
+use crate::activity::Meter;
 use crate::api::{Accepted, Caller, Rejection, ReverseReplication, Urgency, VmOperation};
 use crate::jobs::{Goal, not_saved};
 use crate::ledger::document;
@@ -324,9 +325,9 @@ impl Service {
     ) -> Result<Accepted, Rejection> {
         self.refuse_unreplicated(vm)?;
         let job = JobType::ConsistencyChecker;
-        self.run_as_job(caller, vm, job, move |_, vm| {
-            let verified =
-                verify_in_parts(vm, point).map_err(|rejection| (rejection.code, rejection.what))?;
+        self.run_as_job(caller, vm, job, move |vm, meter| {
+            let verified = verify_in_parts(vm, point, meter)
+                .map_err(|rejection| (rejection.code, rejection.what))?;
             match verified.findings.first() {
                 None => Ok(document(&verified)),
                 Some(finding) => Err((
@@ -345,13 +346,20 @@ impl Service {
 
 /// Verifies a recovery point, or the whole store. The store is let go while a part is read: what
 /// travels meanwhile is received and applied.
-fn verify_in_parts(vm: &VmArc, point: Option<Sequence>) -> Result<Verification, Rejection> {
+fn verify_in_parts(
+    vm: &VmArc,
+    point: Option<Sequence>,
+    meter: &Meter,
+) -> Result<Verification, Rejection> {
     let mut verifier = match point {
         Some(point) => Verifier::of_point(point),
         None => Verifier::of_everything(),
     };
+    meter.begin("verifying", 0);
     loop {
         let unread = ask_store(vm, |store| verifier.next(store))?;
+        let VerifyProgress { done, total } = verifier.progress();
+        meter.report(done, total);
         let Some(unread) = unread else {
             return ask_store(vm, |store| verifier.finish(store));
         };

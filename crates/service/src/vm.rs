@@ -76,6 +76,8 @@ pub(crate) struct Facts {
     pub(crate) trouble: Option<Trouble>,
     /// When the last cycle began, by the monotonic clock.
     pub(crate) cycle_began: Option<Duration>,
+    /// It was stopped, and that could not be saved.
+    pub(crate) unsaved_stop: bool,
     /// What the replica said of itself last.
     pub(crate) peer_start: StartView,
     /// When it said so, by the monotonic clock.

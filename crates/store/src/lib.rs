@@ -78,5 +78,5 @@ pub use reversal::{Adopted, Adoption, Reversal};
 pub use status::{AppliedDelta, DiskStatus, Pending, Point, PointDisk, Role, SetApart, Status};
 pub use store::{NewStore, Store};
 pub use summary::{Peek, Standing, Summary};
-pub use verifier::{Checked, Unread, Verifier};
+pub use verifier::{Checked, Unread, Verifier, VerifyProgress};
 pub use verify::{Finding, Rescanned, Verification};

@@ -37,13 +37,30 @@ pub struct Verifier {
     point: Option<Sequence>,
     stage: Stage,
     found: Verification,
+    progress: VerifyProgress,
+}
+
+/// How far a verification is, in bytes of what there was to look at when it began: holes of heads
+/// included, which take no time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Never falls, and never exceeds `total`.
+    pub done: u64,
+    pub total: u64,
+}
+
+impl VerifyProgress {
+    fn add(&mut self, bytes: u64) {
+        self.done = self.total.min(self.done.saturating_add(bytes));
+    }
 }
 
 /// What comes next.
 #[derive(Debug)]
 enum Stage {
     Begin,
-    Spool(VecDeque<Sequence>),
+    /// Deltas, and the length of each.
+    Spool(VecDeque<(Sequence, u64)>),
     /// From this byte of this disk on.
     Heads {
         disk: usize,
@@ -165,6 +182,7 @@ impl Verifier {
             point,
             stage: Stage::Begin,
             found: Verification::default(),
+            progress: VerifyProgress::default(),
         }
     }
 
@@ -190,11 +208,15 @@ impl Verifier {
         loop {
             let part = match &mut self.stage {
                 Stage::Begin => {
+                    self.progress.total = self.extent(store)?;
                     self.stage = self.begin(store);
                     continue;
                 }
                 Stage::Spool(deltas) => match deltas.pop_front() {
-                    Some(sequence) => delta_part(store, sequence)?.map(Part::Delta),
+                    Some((sequence, bytes)) => {
+                        self.progress.add(bytes);
+                        delta_part(store, sequence)?.map(Part::Delta)
+                    }
                     None => {
                         self.stage = Stage::Heads { disk: 0, offset: 0 };
                         continue;
@@ -205,7 +227,13 @@ impl Verifier {
                         self.stage = Stage::Segments(self.segments_of(store)?);
                         continue;
                     };
-                    match head_part(store, image, *offset)? {
+                    let part = head_part(store, image, *offset)?;
+                    let end = match &part {
+                        Some(part) => part.range.end,
+                        None => head_bytes(store, image)?,
+                    };
+                    self.progress.add(end.saturating_sub(*offset));
+                    match part {
                         Some(part) if store.has_settled_heads() => {
                             *offset = part.range.end;
                             Some(Part::Head(part))
@@ -222,7 +250,10 @@ impl Verifier {
                     }
                 }
                 Stage::Segments(segments) => match segments.pop_front() {
-                    Some(part) => Some(Part::Segment(part)),
+                    Some(part) => {
+                        self.progress.add(part.bytes()?);
+                        Some(Part::Segment(part))
+                    }
                     None => return Ok(None),
                 },
             };
@@ -244,7 +275,32 @@ impl Verifier {
         });
         self.found.findings.extend(broken);
         let spool = store.spool.iter();
-        Stage::Spool(spool.map(|delta| delta.moment.sequence).collect())
+        Stage::Spool(
+            spool
+                .map(|delta| (delta.moment.sequence, delta.bytes))
+                .collect(),
+        )
+    }
+
+    /// How many bytes there are to look at.
+    fn extent(&self, store: &Store) -> Result<u64, StoreError> {
+        let mut bytes = match self.point {
+            Some(_) => 0,
+            None => store.spool.iter().map(|delta| delta.bytes).sum(),
+        };
+        for image in &store.images {
+            bytes += head_bytes(store, image)?;
+        }
+        for part in self.segments_of(store)? {
+            bytes += part.bytes()?;
+        }
+        Ok(bytes)
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub const fn progress(&self) -> VerifyProgress {
+        self.progress
     }
 
     fn segments_of(&self, store: &Store) -> Result<VecDeque<SegmentPart>, StoreError> {
@@ -373,11 +429,16 @@ fn delta_part(store: &Store, sequence: Sequence) -> Result<Option<DeltaPart>, St
     }))
 }
 
+fn head_bytes(store: &Store, image: &Image) -> Result<u64, StoreError> {
+    let path = store.layout.head(&image.id);
+    image.chain.head.len().context("measure", &path)
+}
+
 /// The next chunks of a head that hold data.
 fn head_part(store: &Store, image: &Image, offset: u64) -> Result<Option<HeadPart>, StoreError> {
     let path = store.layout.head(&image.id);
     let head = &image.chain.head;
-    let size = head.len().context("measure", &path)?;
+    let size = head_bytes(store, image)?;
     if offset >= size {
         return Ok(None);
     }
@@ -481,6 +542,10 @@ impl HeadPart {
 }
 
 impl SegmentPart {
+    fn bytes(&self) -> Result<u64, StoreError> {
+        self.segment.data().len().context("measure", &self.path)
+    }
+
     fn read(self) -> Result<Checked, StoreError> {
         let mut checked = Checked::default();
         let spoils_up_to = Some(self.segment.number());

@@ -73,6 +73,40 @@ fn parts(store: &mut Store, verifier: Verifier) -> usize {
     count
 }
 
+#[test]
+fn progress_rises_from_nothing_to_all_of_it() {
+    let (mut store, mut shadow) = replica(&Recorder::new(), 3);
+    shadow.work(Activity::MIXED);
+    store.receive(&shadow.capture()[..]).unwrap();
+    let sequence = oldest(&store);
+    let mut totals = Vec::new();
+    for mut verifier in [Verifier::of_everything(), Verifier::of_point(sequence)] {
+        let (mut done, mut seen) = (0, 0);
+        while let Some(unread) = verifier.next(&store).unwrap() {
+            verifier.take_in(&store, unread.read().unwrap()).unwrap();
+            let progress = verifier.progress();
+            assert!(progress.done >= done && progress.done <= progress.total);
+            seen += usize::from(progress.done > done);
+            done = progress.done;
+        }
+        assert!(seen > 3, "{seen} steps");
+        assert_eq!(verifier.progress().done, verifier.progress().total);
+        totals.push(verifier.progress().total);
+    }
+    // What waits to be applied belongs to no point.
+    assert!(totals[0] > totals[1], "{totals:?}");
+
+    // What comes meanwhile does not make it fall, nor exceed the whole.
+    let mut verifier = Verifier::of_everything();
+    drop(verifier.next(&store).unwrap());
+    deliver(&mut store, &mut shadow);
+    while let Some(unread) = verifier.next(&store).unwrap() {
+        verifier.take_in(&store, unread.read().unwrap()).unwrap();
+        let progress = verifier.progress();
+        assert!(progress.done <= progress.total);
+    }
+}
+
 fn change_some_byte(disk: &Recorder, path: &Path, from: usize) {
     let bytes = read_file(disk, path).unwrap();
     let at = from + bytes[from..].iter().position(|byte| *byte != 0).unwrap();

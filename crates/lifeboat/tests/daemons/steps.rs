@@ -489,10 +489,9 @@ fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
     assert_eq!(state(&struck), EnabledState::Disabled.number());
     struck.settle();
     let is_mended = |struck: &Struck| {
-        let health = struck.pair.host(at).ask(|client| client.health(VM));
-        let reasons = health.into_iter().flat_map(|health| health.reasons);
-        let mut kinds = reasons.map(|reason| reason.kind);
-        !kinds.any(|kind| kind == "catalog_stopped")
+        let events = struck.pair.host(at).ask(|client| client.newest_events(100));
+        let mut kinds = events.into_iter().flatten().map(|event| event.kind);
+        kinds.any(|kind| kind == "catalog_mended")
     };
     // Nothing is asked for meanwhile.
     let mended = (0..LOOKS).any(|_| {
@@ -500,6 +499,12 @@ fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
         is_mended(&struck)
     });
     assert!(mended, "{}", struck.pair.story());
+    let health = struck.pair.host(at).client.health(VM).unwrap().value;
+    let mut kinds = health.reasons.iter().map(|reason| reason.kind.as_str());
+    assert!(!kinds.any(|kind| kind == "catalog_stopped"), "{health:?}");
+    // What was stopped meanwhile stays off from now on.
+    struck.pair.host_mut(at).start();
+    assert_eq!(state(&struck), EnabledState::Disabled.number());
     struck.run_vm(at);
     cycle(&mut struck);
 }
