@@ -13,10 +13,10 @@ use crate::vm::{Core, Facts, Vm, VmArc};
 /// Nothing is looked at less often than this: clocks jump, windows open.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
-/// How soon a replica tries again to apply what it could not.
+/// How often a replica tries to apply what it could not, once it has failed for a while.
 const APPLIED_AGAIN: Duration = Duration::from_secs(60);
 
-/// How soon a failover, its end or a reversal under way is tried again.
+/// How often a failover, its end or a reversal under way is tried, once it has failed for a while.
 const FINISHED_AGAIN: Duration = Duration::from_secs(10);
 
 /// How often a peer that does not answer is asked whether it is there again.
@@ -39,7 +39,7 @@ impl Service {
         match &relation.record().role {
             Role::Primary(primary) => self.primary_due(primary, relation, &core.facts, now),
             Role::Replica(replica) => {
-                replica_due(&replica.phase, core.facts.failures > 0).map(|wait| now + wait)
+                replica_due(&replica.phase, core.facts.failures).map(|wait| now + wait)
             }
         }
     }
@@ -190,19 +190,28 @@ impl Service {
 }
 
 /// How soon a replica looks at what did not succeed.
-fn replica_due(phase: &ReplicaPhase, has_failed: bool) -> Option<Duration> {
+fn replica_due(phase: &ReplicaPhase, failures: u32) -> Option<Duration> {
     match phase {
-        ReplicaPhase::Critical(_) => Some(APPLIED_AGAIN),
+        ReplicaPhase::Critical(_) => Some(own_retry(failures, APPLIED_AGAIN)),
         ReplicaPhase::WaitingInitial | ReplicaPhase::Replicating | ReplicaPhase::Resyncing => {
-            has_failed.then_some(APPLIED_AGAIN)
+            (failures > 0).then(|| own_retry(failures, APPLIED_AGAIN))
         }
         ReplicaPhase::FailingOver(_)
         | ReplicaPhase::Reverting { .. }
         | ReplicaPhase::Committing { .. }
-        | ReplicaPhase::Reversing { .. } => Some(FINISHED_AGAIN),
+        | ReplicaPhase::Reversing { .. } => Some(own_retry(failures, FINISHED_AGAIN)),
         ReplicaPhase::Suspended
         | ReplicaPhase::FailedOver { .. }
         | ReplicaPhase::Committed { .. } => None,
+    }
+}
+
+/// How long to wait after failures that concern nobody but this host: a second, and then twice as
+/// long each time. What failed once seldom fails again.
+fn own_retry(failures: u32, most: Duration) -> Duration {
+    match failures.checked_sub(1) {
+        Some(doublings) => Duration::from_secs(1 << doublings.min(16)).min(most),
+        None => most,
     }
 }
 
@@ -228,16 +237,21 @@ mod tests {
 
     #[test]
     fn a_replica_tries_again_to_apply_what_it_could_not_in_every_phase_that_applies() {
+        let wait = |phase: &ReplicaPhase, failures| {
+            replica_due(phase, failures).map(|wait| wait.as_secs())
+        };
         for phase in [
             ReplicaPhase::WaitingInitial,
             ReplicaPhase::Replicating,
             ReplicaPhase::Resyncing,
         ] {
-            assert_eq!(replica_due(&phase, true), Some(APPLIED_AGAIN), "{phase:?}");
-            assert_eq!(replica_due(&phase, false), None, "{phase:?}");
+            assert_eq!(wait(&phase, 0), None, "{phase:?}");
+            let waits = [1, 2, 3, 6, 7, u32::MAX].map(|failures| wait(&phase, failures));
+            assert_eq!(waits, [1, 2, 4, 32, 60, 60].map(Some), "{phase:?}");
         }
         let critical = ReplicaPhase::Critical(ApplyTrouble::Io);
-        assert_eq!(replica_due(&critical, false), Some(APPLIED_AGAIN));
-        assert_eq!(replica_due(&ReplicaPhase::Suspended, true), None);
+        assert_eq!(wait(&critical, 0), Some(60));
+        assert_eq!(wait(&critical, 1), Some(1));
+        assert_eq!(wait(&ReplicaPhase::Suspended, 1), None);
     }
 }

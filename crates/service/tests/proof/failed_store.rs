@@ -149,10 +149,7 @@ fn a_planned_failover_is_prepared_whichever_sync_of_the_replica_fails() {
                 .ask(At::Alpha, VmOperation::PreparePlannedFailover)
                 .unwrap();
             world.wait("prepared", |world| {
-                // It is tried again every minute by itself.
-                if world.beta.state(world.vm).1 == ReplicationState::Critical {
-                    world.ask(At::Beta, VmOperation::Resume).unwrap();
-                }
+                // It is tried again by itself.
                 world.alpha.state(world.vm).1 == ReplicationState::SyncedReplicationComplete
                     && world.planned_points(At::Beta) == 1
             });
