@@ -139,6 +139,8 @@ pub(super) async fn wait(
     let deadline = Instant::now() + Duration::from_secs(query.seconds);
     let mut feed = front.feed.subscribe();
     let mut closing = front.closing.clone();
+    // Not every end of a job is an event, and most jobs are short.
+    let mut patience = LOOK_AT_MOST_EVERY;
     loop {
         let caller = caller.clone();
         let job = front
@@ -152,11 +154,12 @@ pub(super) async fn wait(
         let next_look = async {
             sleep_until(deadline.min(looked + LOOK_AT_MOST_EVERY)).await;
             // Whether an event came or the time is over, the job is looked at again.
-            let _ = timeout_at(deadline.min(looked + LOOK_EVERY), feed.changed()).await;
+            let _ = timeout_at(deadline.min(looked + patience), feed.changed()).await;
         };
         tokio::select! {
             () = next_look => {}
             _ = closing.changed() => {}
         }
+        patience = LOOK_EVERY.min(patience * 2);
     }
 }
