@@ -181,9 +181,12 @@ fn audit_text(records: &[AuditRecord]) -> String {
 }
 
 fn loss_text(loss: &Loss) -> String {
-    let unknown = || "unknown".to_owned();
-    let time = loss.seconds.map_or_else(unknown, duration);
-    format!("{time} of changes, {}", bytes_text(loss.bytes))
+    match (loss.seconds.map(duration), loss.bytes.map(Bytes)) {
+        (Some(time), Some(bytes)) => format!("{time} of changes, {bytes}"),
+        (Some(time), None) => format!("{time} of changes; how many bytes is not known here"),
+        (None, Some(bytes)) => format!("{bytes} of changes; since when is not known here"),
+        (None, None) => "not known here".to_owned(),
+    }
 }
 
 fn bytes_text(bytes: Option<u64>) -> String {
@@ -285,4 +288,24 @@ fn statistics_text(statistics: &Statistics) -> String {
             when_if(statistics.last_test_failover_time),
         ),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_be_lost_is_said_as_far_as_it_is_known() {
+        let said = |seconds, bytes| loss_text(&Loss { seconds, bytes });
+        assert_eq!(said(Some(4), Some(512)), "4 s of changes, 512 B");
+        assert_eq!(
+            said(Some(90), None),
+            "1 min 30 s of changes; how many bytes is not known here"
+        );
+        assert_eq!(
+            said(None, Some(512)),
+            "512 B of changes; since when is not known here"
+        );
+        assert_eq!(said(None, None), "not known here");
+    }
 }
