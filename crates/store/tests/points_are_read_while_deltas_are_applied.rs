@@ -138,18 +138,23 @@ fn read_during_work(disk: Arc<dyn DiskPort>, root: &Path, seed: u64) -> (u64, u6
             work(&mut store, &mut shadow, &mut random, &kept);
             steps += 1;
         }
-        for &sequence in &kept {
-            assert!(matches!(
-                store.remove_point(sequence),
-                Err(StoreError::Refused(Refused::PointInUse { users: 2, .. }))
-            ));
-        }
+        let refusals: Vec<_> = kept
+            .iter()
+            .map(|&point| store.remove_point(point))
+            .collect();
+        // Whoever panics here waits for the readers first.
         stop.store(true, Ordering::Release);
         for reader in readers {
             reader
                 .join()
                 .unwrap()
                 .unwrap_or_else(|error| panic!("seed {seed}, step {steps}: {error}"));
+        }
+        for refusal in refusals {
+            assert!(matches!(
+                refusal,
+                Err(StoreError::Refused(Refused::PointInUse { users: 2, .. }))
+            ));
         }
     });
     compare_points(&store, &shadow).unwrap();

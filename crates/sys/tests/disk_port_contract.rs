@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lifeboat_sys::disk::{
     Access, Cloned, DIRECT_ALIGNMENT, DiskPort, EntryKind, FaultDisk, ImageGuard, RealDisk,
@@ -133,6 +134,32 @@ fn data_is_found_and_holes_are_skipped() {
             Some((1 << 19) + 100..(1 << 19) + 4096)
         );
         assert_eq!(file.next_data((1 << 19) + 4096).unwrap(), None);
+    });
+}
+
+#[test]
+fn data_is_looked_for_in_a_file_that_becomes_shorter_meanwhile() {
+    const AT: u64 = 1 << 20;
+    on_every_disk(|disk, root| {
+        let file = disk.create(&root.join("a")).unwrap();
+        let stop = AtomicBool::new(false);
+        let failed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Acquire) {
+                    file.set_len(0).unwrap();
+                    file.write_at(&[7; 4096], AT).unwrap();
+                }
+            });
+            let is_right = |found: &std::io::Result<Option<std::ops::Range<u64>>>| match found {
+                Ok(found) => found.as_ref().is_none_or(|data| data.contains(&AT)),
+                Err(_) => false,
+            };
+            let mut looks = (0..50_000).map(|_| file.next_data(0));
+            let failed = looks.find(|found| !is_right(found));
+            stop.store(true, Ordering::Release);
+            failed
+        });
+        assert!(failed.is_none(), "{failed:?}");
     });
 }
 

@@ -248,18 +248,24 @@ impl DiskFile for RealFile {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(None),
-            // A file system that cannot tell holds data everywhere.
-            Err(Errno::INVAL) => {
-                let len = self.len()?;
-                return Ok((offset < len).then_some(offset..len));
+        loop {
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => return Ok(None),
+                // A file system that cannot tell holds data everywhere.
+                Err(Errno::INVAL) => {
+                    let len = self.len()?;
+                    return Ok((offset < len).then_some(offset..len));
+                }
+                Err(error) => return Err(error.into()),
+            };
+            match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+                Ok(end) => return Ok(Some(start..end)),
+                // The file has become shorter than that since.
+                Err(Errno::NXIO) => {}
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start))?;
-        Ok(Some(start..end))
+        }
     }
 
     fn clone_range(
