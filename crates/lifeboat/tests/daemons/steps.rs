@@ -504,6 +504,8 @@ fn a_host_whose_catalog_has_failed_begins_nothing_but_stops_a_vm() {
     assert!(!kinds.any(|kind| kind == "catalog_stopped"), "{health:?}");
     // What was stopped meanwhile stays off from now on.
     struck.pair.host_mut(at).start();
+    // A VM that shall run is started once the other host was asked.
+    struck.pair.replicate(at);
     assert_eq!(state(&struck), EnabledState::Disabled.number());
     struck.run_vm(at);
     cycle(&mut struck);
